@@ -6,7 +6,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install system demo test test-all check lint types layers format reference bench-codecs clean FORCE
+.PHONY: help install system demo test test-all check lint types layers format reference bench-codecs bench-mesh clean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -53,6 +53,10 @@ reference: install ## write docs/reference.md anew from what is registered
 
 bench-codecs: install ## bytes, error and speed of every codec on a real update; DATA=FILE: CIFAR-10 as parquet
 	@$(BIN)/python bench/bench_codecs.py $(if $(DATA),--data '$(DATA)')
+
+bench-mesh: install ## real meshes against one process without a wire; BASELINES=DIR: other systems' scripts beside it
+	@$(BIN)/python bench/bench_mesh.py $(if $(BASELINES),--baselines '$(BASELINES)') $(if $(ENVIRONMENTS),--environments '$(ENVIRONMENTS)')
+	@$(BIN)/python bench/bench_payload.py $(if $(ENVIRONMENTS),--hivemind '$(ENVIRONMENTS)/hivemind/bin/python')
 
 clean: ## remove build outputs and caches; .venv and runs/ stay
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

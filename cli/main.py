@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from veilmesh.cli import attack, doctor, listing, report, study, up
+from veilmesh.cli import attack, doctor, listing, metrics, report, study, tensorboard, up
 from veilmesh.cli.outcome import INTERRUPTED
 from veilmesh.core import BadInput
 
@@ -41,6 +41,8 @@ app.command("up")(up.up)
 app.add_typer(study.app, name="study")
 app.command("attack")(attack.attack)
 app.command("report")(report.report)
+app.command("metrics")(metrics.metrics)
+app.command("tensorboard")(tensorboard.tensorboard)
 app.command("list")(listing.listing)
 app.command("doctor")(doctor.doctor)
 

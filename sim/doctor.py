@@ -28,6 +28,7 @@ UNUSED = "not used by this release"
 LATER = "nothing to do yet"
 EXTRAS = {
     "datasets": ("data sets by name from the Hugging Face hub", "pip install 'veilmesh[hub]'"),
+    "tensorboardX": ("TensorBoard files of a run", "pip install 'veilmesh[tensorboard]'"),
     "tenseal": (f"homomorphic sums of updates; {UNUSED}", LATER),
     "ray": (f"studies spread over a cluster; {UNUSED}", LATER),
     "opacus": (f"an independent check of privacy accounting; {UNUSED}", LATER),
