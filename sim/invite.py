@@ -1,0 +1,93 @@
+"""An invite: one string that is all a machine needs to join a mesh that runs elsewhere.
+
+It holds the run's id, the scenario (so model, training and protocol are the same everywhere), where some members can be
+reached, and, where the mesh admits whoever knows a secret, that secret: treat such a string as a password. A mesh with
+an allow-list needs no secret; its invite lets nobody in who is not on the list.
+
+    vm1.<base64url of: 4 bytes of checksum, zstd of a msgpack array>
+"""
+
+import base64
+import binascii
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Self
+
+import msgspec
+import zstandard
+
+from veilmesh.core import BadInput, RemoteError
+from veilmesh.crypto.card import ADDRESS_BYTES, RUN_BYTES
+from veilmesh.crypto.identity import PeerId, public_key
+
+__all__ = ["SECRET_BYTES", "Invite"]
+
+SECRET_BYTES: Final = 32
+CONTACTS: Final = 8  # a string that fits a message
+_PREFIX = "vm1."
+_MOST_CHARACTERS = 64 << 10
+_MOST_BYTES = 256 << 10
+_BROKEN = "That is not a whole invite; copy all of the one string that `veilmesh invite` prints."
+
+
+class _Packed(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    run: bytes
+    secret: bytes
+    contacts: list[tuple[str, str]]
+    scenario: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Invite:
+    """What a newcomer is told.
+
+    `run` (16 bytes) names the mesh, `secret` (32 bytes) opens its door or is None where an allow-list does, `contacts`
+    are members and their addresses, `scenario` is plain data.
+    """
+
+    run: bytes
+    secret: bytes | None
+    contacts: Mapping[PeerId, str]
+    scenario: Mapping[str, Any]
+
+    def to_string(self) -> str:
+        """The one string. Only the first few contacts are in it: whoever is in knows the others."""
+        contacts = [(str(peer), address) for peer, address in self.contacts.items()][:CONTACTS]
+        packed = msgspec.msgpack.encode(_Packed(self.run, self.secret or b"", contacts, dict(self.scenario)))
+        squeezed = zstandard.ZstdCompressor(level=19).compress(packed)
+        checked = zlib.crc32(squeezed).to_bytes(4, "big") + squeezed
+        return _PREFIX + base64.urlsafe_b64encode(checked).decode().rstrip("=")
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read an invite. Raises BadInput: it is cut off, altered or something else; nothing in it is acted upon."""
+        text = "".join(text.split())  # mail programs break lines
+        if not text.startswith(_PREFIX) or len(text) > _MOST_CHARACTERS:
+            raise BadInput(_BROKEN)
+        packed = _unpacked(text.removeprefix(_PREFIX))
+        if len(packed.run) != RUN_BYTES or len(packed.secret) not in (0, SECRET_BYTES) or not packed.contacts:
+            raise BadInput(_BROKEN)
+        contacts = {PeerId(peer): address for peer, address in packed.contacts}
+        try:
+            for peer in contacts:
+                public_key(peer)
+        except RemoteError:
+            raise BadInput(_BROKEN) from None
+        if any(len(address) > ADDRESS_BYTES for address in contacts.values()):
+            raise BadInput(_BROKEN)
+        return cls(packed.run, packed.secret or None, contacts, packed.scenario)
+
+
+def _unpacked(text: str) -> _Packed:
+    try:
+        checked = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+        if zlib.crc32(checked[4:]) != int.from_bytes(checked[:4], "big"):
+            raise BadInput(_BROKEN)
+        size = zstandard.frame_content_size(checked[4:])  # what it claims, before anything is inflated
+        if not 0 <= size <= _MOST_BYTES:
+            raise BadInput(_BROKEN)
+        raw = zstandard.ZstdDecompressor().decompress(checked[4:], max_output_size=_MOST_BYTES)
+        return msgspec.msgpack.decode(raw, type=_Packed)
+    except (binascii.Error, ValueError, zstandard.ZstdError, msgspec.DecodeError):
+        raise BadInput(_BROKEN) from None
