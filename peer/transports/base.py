@@ -2,7 +2,8 @@
 
 A transport authenticates nothing and hides nothing (the envelope does). A frame to an absent peer is lost without an
 error; one that finds the inbox full, or its sender's share of it, is dropped and counted. The inbox may carry `Gone`
-hints where the transport notices a lost connection; they are hints, and the membership decides.
+hints where the transport notices a lost connection, and `Found` hints where it discovers peers; they are hints, and the
+membership and the door decide.
 """
 
 from collections.abc import AsyncIterator
@@ -17,8 +18,8 @@ from veilmesh.crypto.identity import Identity
 from veilmesh.peer.machine import PeerId
 
 __all__ = [
-    "INBOX_BYTES", "INBOX_FRAMES", "INBOX_SHARE", "MAX_FRAME", "TRANSPORTS", "Arrival", "Frame", "Gone", "Traffic",
-    "Transport", "TransportKind",
+    "INBOX_BYTES", "INBOX_FRAMES", "INBOX_SHARE", "MAX_FRAME", "TRANSPORTS", "Arrival", "Found", "Frame", "Gone",
+    "Traffic", "Transport", "TransportKind",
 ]  # fmt: skip
 
 INBOX_FRAMES: Final = 1024
@@ -48,7 +49,15 @@ class Gone:
     peer: PeerId
 
 
-Arrival: TypeAlias = Frame | Gone
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Discovery found a peer at `address`; who it is, it must still prove."""
+
+    peer: PeerId
+    address: str
+
+
+Arrival: TypeAlias = Frame | Gone | Found
 
 
 @dataclass(slots=True)

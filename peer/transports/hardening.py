@@ -145,10 +145,13 @@ def inbound_slots(stock: Method) -> Method:
 
 
 def stream_limit(stock: Method) -> Method:
-    """A connection has at most STREAMS streams; further ones are reset. The library lets one peer open thousands."""
+    """A connection has at most STREAMS streams; further ones are reset. The library lets one peer open thousands.
+
+    A connection that is to carry more (between a relay and a peer that has a place there) says so: `streams_allowed`.
+    """
 
     async def handle(self: Any, stream: Any) -> None:
-        if len(self.streams) >= STREAMS:
+        if len(self.streams) >= getattr(self, "streams_allowed", STREAMS):
             await _briefly(stream.reset)
         else:
             await stock(self, stream)

@@ -7,9 +7,12 @@ import anyio
 import anyio.lowlevel
 
 from veilmesh.peer.machine import PeerId
-from veilmesh.peer.transports.base import INBOX_BYTES, INBOX_FRAMES, INBOX_SHARE, Arrival, Frame, Gone, Traffic
+from veilmesh.peer.transports.base import INBOX_BYTES, INBOX_FRAMES, INBOX_SHARE, Arrival, Found, Frame, Gone, Traffic
 
 __all__ = ["Inbox"]
+
+_IN_A_ROW = 16
+"""How many arrivals a reader takes before others have their turn."""
 
 
 class Inbox:
@@ -28,6 +31,7 @@ class Inbox:
         self._frames_of: Counter[Hashable] = Counter()
         self._octets_of: Counter[Hashable] = Counter()
         self._held = 0
+        self._taken = 0
         self._closed = False
         self._something: anyio.Event | None = None
 
@@ -54,6 +58,12 @@ class Inbox:
         if not self._closed and len(self._waiting) < self._frames:
             self._put(Gone(peer))
 
+    def found(self, peer: PeerId, address: str) -> None:
+        """Put in the hint that `peer` may be at `address`; hints fill no more than a sender's share."""
+        waiting = sum(isinstance(arrival, Found) for _, arrival in self._waiting)
+        if not self._closed and len(self._waiting) < self._frames and waiting < self._frames // INBOX_SHARE:
+            self._put(Found(peer, address))
+
     def close(self) -> None:
         """End the iteration; what was not taken yet is forgotten."""
         self._closed = True
@@ -64,7 +74,11 @@ class Inbox:
         return self
 
     async def __anext__(self) -> Arrival:
-        await anyio.lowlevel.checkpoint()  # before anything is taken: a cancelled reader loses nothing
+        self._taken += 1
+        if self._taken % _IN_A_ROW and self._waiting:  # many may be writing for each turn the reader gets
+            await anyio.lowlevel.checkpoint_if_cancelled()
+        else:
+            await anyio.lowlevel.checkpoint()  # before anything is taken: a cancelled reader loses nothing
         while not self._waiting:
             if self._closed:
                 raise StopAsyncIteration

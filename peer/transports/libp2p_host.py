@@ -8,20 +8,23 @@ import logging
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import anyio
 
-from veilmesh.core import BadInput
 from veilmesh.crypto.identity import Identity
 from veilmesh.peer.machine import PeerId
+from veilmesh.peer.transports.wire import HANDSHAKES
 
 if TYPE_CHECKING:
     from libp2p.abc import IHost, INetStream
 
     from veilmesh.peer.transports.wire import Wire
 
-__all__ = ["Watcher", "attempt", "checked", "give_up", "make", "new_stream", "read", "running"]
+__all__ = [
+    "CONNECTIONS", "CONNECTIONS_A_PEER", "Handler", "attempt", "connections", "give_up", "make", "new_stream", "read",
+    "running", "socket_of",
+]  # fmt: skip
 
 CONNECTIONS: Final = 256
 CONNECTIONS_A_PEER: Final = 4  # two peers that dial each other at once have two
@@ -32,20 +35,13 @@ Handler = Callable[["INetStream"], Awaitable[None]]
 _log = logging.getLogger("veilmesh.transports.libp2p")
 
 
-class Watcher(Protocol):
-    """Who is told what happens to connections."""
+def make(
+    identity: Identity, tcp: "Wire", handlers: dict[str, Handler], gate: Any, refused: Callable[[], None]
+) -> "IHost":
+    """A host that speaks Noise and Yamux over `tcp`, and serves `handlers` (protocol id to handler), nothing else.
 
-    def on_refused(self) -> None:
-        """A stream or connection was ended because of what the other side did."""
-        ...
-
-    def on_gone(self, peer: PeerId) -> None:
-        """The last connection to `peer` has ended."""
-        ...
-
-
-def make(identity: Identity, tcp: "Wire", handlers: dict[str, Handler], watcher: Watcher) -> "IHost":
-    """A host that speaks Noise and Yamux over `tcp`, and serves `handlers` (protocol id to handler), nothing else."""
+    `gate` is told of its connections; `refused`, that a stream was ended because of what the other side did.
+    """
     from libp2p import new_swarm
     from libp2p.crypto.ed25519 import create_new_key_pair
     from libp2p.crypto.x25519 import create_new_key_pair as create_noise_key
@@ -72,43 +68,18 @@ def make(identity: Identity, tcp: "Wire", handlers: dict[str, Handler], watcher:
     swarm.set_resource_manager(None)  # its stream limit is one for all peers, so that one could use it up for all
     host = BasicHost(swarm, default_protocols=OrderedDict(cast(Any, handlers)), disable_identify_address_discovery=True)
     swarm.notifees[:] = [one for one in swarm.notifees if not isinstance(one, _IdentifyNotifee)]
-    swarm.register_notifee(_Connections(watcher))
-    swarm.set_stream_handler(_counting(host._swarm_stream_handler, watcher))
+    swarm.register_notifee(gate)
+    swarm.set_stream_handler(_counting(host._swarm_stream_handler, refused))
+    swarm._inbound_limiter.total_tokens = CONNECTIONS + HANDSHAKES  # `wire` bounds those that are not connections yet
     return host
 
 
-def _counting(handler: Any, watcher: Watcher) -> Handler:
+def _counting(handler: Any, refused: Callable[[], None]) -> Handler:
     async def handle(stream: "INetStream") -> None:
         if await handler(stream) is False:  # says the hardening
-            watcher.on_refused()
+            refused()
 
     return handle
-
-
-class _Connections:
-    """Watches the host's connections (INotifee): lets in what is protected, and tells of what is gone."""
-
-    def __init__(self, watcher: Watcher) -> None:
-        self._watcher = watcher
-
-    async def connected(self, network: Any, connection: Any) -> None:
-        """End a connection that is not what this host offers, or one too many of the same peer."""
-        channel = connection.get_negotiated_security_protocol(), connection.get_negotiated_muxer_protocol()
-        many = len(network.get_connections(connection.muxed_conn.peer_id)) > CONNECTIONS_A_PEER
-        if channel != ("/noise", "/yamux/1.0.0") or many:
-            self._watcher.on_refused()
-            await attempt(connection.close())
-
-    async def disconnected(self, network: Any, connection: Any) -> None:
-        """Say so if it was the last one."""
-        peer = connection.muxed_conn.peer_id
-        if not network.get_connections(peer):
-            self._watcher.on_gone(PeerId(str(peer)))
-
-    async def opened_stream(self, network: Any, stream: Any) -> None: ...
-    async def closed_stream(self, network: Any, stream: Any) -> None: ...
-    async def listen(self, network: Any, address: Any) -> None: ...
-    async def listen_close(self, network: Any, address: Any) -> None: ...
 
 
 @asynccontextmanager
@@ -172,11 +143,18 @@ async def read(stream: "INetStream") -> bytes:
 async def give_up(stream: "INetStream") -> None:
     """Reset `stream`, or where even that takes too long, cut its connection. Not cancelled."""
     connection: Any = stream.muxed_conn
-    await _in_time(GIVE_UP_SECONDS, attempt(stream.reset()), lambda: _socket(connection).abort())
+    await _in_time(GIVE_UP_SECONDS, attempt(stream.reset()), lambda: socket_of(connection).abort())
 
 
-def _socket(connection: Any) -> Any:
-    """The counted socket under a Yamux connection over Noise."""
+def connections(host: "IHost", peer: PeerId | None = None) -> list[Any]:
+    """The open connections (SwarmConn), all or those to `peer`."""
+    from libp2p.peer.id import ID
+
+    return list(host.get_network().get_connections(None if peer is None else ID.from_base58(peer)))
+
+
+def socket_of(connection: Any) -> Any:
+    """The counted socket under a Yamux connection over Noise; under a relayed one, the circuit in its place."""
     return connection.secured_conn.conn.read_writer.read_write_closer.stream
 
 
@@ -195,20 +173,3 @@ async def _in_time(seconds: float, operation: Awaitable[object], cut: Callable[[
             waiting.start_soon(cut_late)
             await operation
             waiting.cancel_scope.cancel()
-
-
-def checked(peer: PeerId, address: str) -> str:
-    """`address`, if it is a TCP multiaddr that can lead to `peer`. Raises BadInput."""
-    from multiaddr import Multiaddr
-    from multiaddr.exceptions import Error
-
-    try:
-        parts = {protocol.name for protocol in Multiaddr(address).protocols()}
-        named = Multiaddr(address).value_for_protocol("p2p") if "p2p" in parts else peer
-    except (Error, ValueError):
-        parts, named = set(), peer
-    if "tcp" not in parts:
-        raise BadInput(f"{address!r} is not a libp2p address of {peer}; one looks like /ip4/127.0.0.1/tcp/4001.")
-    if named != peer:
-        raise BadInput(f"The address {address} is that of {named}, not of {peer}; correct the peer list.")
-    return address

@@ -3,7 +3,7 @@
 Peers made by one `Memory` reach each other, and nobody else.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,6 +25,7 @@ class Exchange:
 
     def __init__(self) -> None:
         self._open: dict[str, MemoryTransport] = {}
+        self._islands: frozenset[frozenset[PeerId]] = frozenset()
 
     def join(self, transport: "MemoryTransport") -> None:
         """Begin to be reachable. Raises BadInput: somebody is, under the same address."""
@@ -36,11 +37,24 @@ class Exchange:
         """Stop being reachable; whoever still is gets the hint."""
         del self._open[transport.address]
         for other in self._open.values():
-            other.lose(transport.peer)
+            if self._connects(transport.peer, other.peer):
+                other.lose(transport.peer)
 
-    def find(self, address: str) -> "MemoryTransport | None":
-        """Who is open under `address`."""
-        return self._open.get(address)
+    def cut(self, *islands: Iterable[PeerId]) -> None:
+        """Part the peers: frames between islands are lost, without a hint. A peer on no island reaches everybody."""
+        self._islands = frozenset(frozenset(island) for island in islands)
+
+    def heal(self) -> None:
+        """Undo `cut`."""
+        self._islands = frozenset()
+
+    def find(self, address: str, by: PeerId) -> "MemoryTransport | None":
+        """Who is open under `address`, as far as `by` can reach."""
+        other = self._open.get(address)
+        return other if other and self._connects(by, other.peer) else None
+
+    def _connects(self, one: PeerId, other: PeerId) -> bool:
+        return not any(one in here and other in there for here in self._islands for there in self._islands - {here})
 
 
 # Without slots: cached_property keeps the one exchange of a configuration in the instance's dictionary.
@@ -110,7 +124,7 @@ class MemoryTransport:
         if len(frame) > self._max_frame:
             raise LocalError(f"a frame of {len(frame)} bytes, of at most {self._max_frame}")
         await anyio.lowlevel.checkpoint()
-        other = self._exchange.find(self._addresses.get(to, ""))
+        other = self._exchange.find(self._addresses.get(to, ""), self.peer)
         if other is None:
             self._traffic.lost_frames += 1
             return

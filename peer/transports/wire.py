@@ -9,7 +9,7 @@ import errno
 import ipaddress
 import socket
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from veilmesh.core import BadInput
 from veilmesh.peer.transports.base import Traffic
@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from libp2p.network.connection.raw_connection import RawConnection
     from multiaddr import Multiaddr
 
-__all__ = ["Wire", "bind", "multiaddress"]
+__all__ = ["HANDSHAKES", "Wire", "bind", "multiaddress"]
+
+HANDSHAKES: Final = 64
+"""How many accepted sockets may have said nothing yet that says who they are; of one more, the first is closed."""
 
 READ_BYTES = 256 << 10
 BACKLOG = 128
@@ -72,6 +75,7 @@ class Wire:
         self._listening = trio.socket.from_stdlib_socket(listening)
         self._traffic = traffic
         self._streams: set[_Counted] = set()
+        self._handshaking: dict[_Counted, None] = {}  # accepted, in the order they came
 
     async def dial(self, address: "Multiaddr") -> "RawConnection":
         """A raw connection to `address`. Raises OpenConnectionError."""
@@ -93,6 +97,10 @@ class Wire:
         """The multiaddr protocol this transport serves."""
         return ["tcp"]
 
+    def settled(self, stream: Any) -> None:
+        """The handshake over `stream` is done, or will not be."""
+        self._handshaking.pop(stream, None)
+
     def abort(self) -> None:
         """Close every socket at once, whatever is being read or written on it."""
         self._listening.close()
@@ -102,10 +110,18 @@ class Wire:
     async def _accepted(self, stream: "trio.SocketStream", handler: Callable[[Any], Awaitable[None]]) -> None:
         from libp2p.io.trio import TrioTCPStream
 
+        accepted = self._counted(TrioTCPStream(stream))
+        self._handshaking[accepted] = None
+        if len(self._handshaking) > HANDSHAKES:
+            first = next(iter(self._handshaking))
+            self.settled(first)
+            first.abort()
         try:
-            await handler(self._counted(TrioTCPStream(stream)))
+            await handler(accepted)
         except* Exception:  # noqa: BLE001  # a stranger's bytes chose it: a failed handshake, or no handshake at all
             self._traffic.refused += 1
+        finally:
+            self.settled(accepted)
 
     def _counted(self, inner: Any) -> "_Counted":
         stream = _Counted(inner, self._traffic, self._streams)
