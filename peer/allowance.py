@@ -23,7 +23,7 @@ class Allowance:
 
     def take(self, peer: PeerId, size: int) -> bool:
         """Whether `size` bytes more may wait for `peer`; if so they count from now on."""
-        waiting = self._count[peer]
+        waiting = self._count[peer]  # a Counter does not remember what it was only asked for
         if waiting >= self._things or (waiting and self._held[peer] + size > self._octets):
             return False
         self._count[peer] += 1
@@ -34,3 +34,5 @@ class Allowance:
         """What was taken for `size` bytes waits no more."""
         self._count[peer] -= 1
         self._held[peer] -= size
+        if not self._count[peer]:  # peers come and go
+            del self._count[peer], self._held[peer]

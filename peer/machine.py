@@ -9,13 +9,16 @@ state and what it said never disagree.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
 
 from veilmesh.crypto.identity import PeerId
 
 __all__ = [
-    "CancelTimer", "Effect", "Event", "Machine", "Note", "PeerId", "PeersChanged", "Received", "Send", "SetTimer",
-    "Started", "Stop", "TimerFired", "Work", "WorkDone", "WorkFailed",
+    "CancelTimer", "Effect", "Event", "Keep", "Machine", "Note", "PeerId", "PeersChanged", "Received", "Resumable",
+    "Send", "SetTimer", "Started", "State", "Stop", "TimerFired", "Work", "WorkDone", "WorkFailed",
 ]  # fmt: skip
 
 
@@ -110,8 +113,23 @@ class Stop:
     result: object = None
 
 
+State: TypeAlias = Mapping[str, NDArray[np.float32] | NDArray[np.float64] | float | int | str]
+"""What a machine remembers, by name."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Keep:
+    """After `round` rounds of all, `state` is everything that the machine needs to go on: write it down.
+
+    Arrays are the machine's own, not copies: neither the machine nor whoever gets them ever writes into them.
+    """
+
+    round: int
+    state: State
+
+
 Event: TypeAlias = Started | Received | TimerFired | WorkDone | WorkFailed | PeersChanged
-Effect: TypeAlias = Send | SetTimer | CancelTimer | Work | Note | Stop
+Effect: TypeAlias = Send | SetTimer | CancelTimer | Work | Note | Keep | Stop
 
 
 class Machine(Protocol):
@@ -119,4 +137,16 @@ class Machine(Protocol):
 
     def handle(self, event: Event, now: float) -> list[Effect]:
         """What to do about `event` at time `now`. Raises RemoteError, with its state unchanged, on a bad message."""
+        ...
+
+
+@runtime_checkable
+class Resumable(Machine, Protocol):
+    """A machine whose protocol has rounds that all peers share, so that what all kept of one round fits together."""
+
+    def resume(self, kept: Keep) -> None:
+        """Be the machine that said `kept`. Before any event; `Started` then begins the next round.
+
+        What is said in rounds after `kept.round` is said again by everybody. Raises KeyError if something is missing.
+        """
         ...

@@ -4,27 +4,34 @@ Life of a node: open the transport; announce a card and be told everybody's; exc
 has answered (a frame to somebody who is not listening yet would be lost); give the machine `Started`; then carry events
 in and effects out until it says `Stop`; flush, say goodbye, and linger until the neighbours have said it too.
 
+With a lobby the mesh grows: the neighbours it is given are those it begins with, and everybody the lobby lets in
+becomes one (`reception`). A peer that joins later begins with none, and waits for one of its contacts instead.
+
 Every wait has a deadline and says what it waited for. Whatever a remote peer does wrong is caught in one place
 (`_open` and `_feed`), counted under its Refusal and noted; the loop never sees it.
 """
 
 import math
-from collections import Counter
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
-from enum import IntEnum
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from types import MappingProxyType
+from typing import Final
 
 import anyio
-from anyio.abc import TaskGroup
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from veilmesh.core import BadInput, LocalError, RemoteError
-from veilmesh.crypto.envelope import Mailroom
+from veilmesh.crypto.envelope import Mailroom, Opened
 from veilmesh.peer.allowance import Allowance
+from veilmesh.peer.door import Announcement
+from veilmesh.peer.farewell import Farewell
+from veilmesh.peer.ledger import Ledger, Tally
+from veilmesh.peer.limits import IN_CLEAR, Kind, Limits
+from veilmesh.peer.lobby import Lobby
 from veilmesh.peer.machine import (
     CancelTimer,
     Effect,
     Event,
+    Keep,
     Machine,
     Note,
     PeerId,
@@ -39,51 +46,18 @@ from veilmesh.peer.machine import (
     WorkDone,
     WorkFailed,
 )
-from veilmesh.peer.membership import Membership
 from veilmesh.peer.outbox import Outbox
+from veilmesh.peer.presence import Presence
+from veilmesh.peer.reception import Hands, Reception
 from veilmesh.peer.timers import Timers
 from veilmesh.peer.transcript import Record
-from veilmesh.peer.transports.base import Arrival, Frame, Gone, Transport
+from veilmesh.peer.transports.base import Arrival, Found, Frame, Gone, Transport
 from veilmesh.peer.worker import Worker
 
 __all__ = ["Kind", "Limits", "Node", "Tally"]
 
-_NOT_YET, _HEARD = b"\x00", b"\x01"
-
-
-class Kind(IntEnum):
-    """What an envelope carries; part of its signed header."""
-
-    DATA = 1  # a message of the protocol, for the machine
-    PRESENCE = 2  # I am here; one byte says whether I have heard you
-    GOODBYE = 3  # I am done; nothing more will come
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Deadlines, in seconds, and bounds."""
-
-    start: float = 30.0  # for every neighbour to answer
-    heartbeat: float = 1.0
-    patience: float = 10.0  # silence before a neighbour is suspected
-    grace: float = 1.0  # silence after its connection broke
-    flush: float = 10.0  # for what was said last to leave
-    linger: float = 10.0  # for the neighbours to say goodbye
-    settle: float = 0.25  # between the last goodbye and closing the transport
-    outbox: int = 256  # frames waiting for one neighbour
-    backlog: int = 256  # bodies of one neighbour waiting for the machine
-    waiting_bytes: int = 64 << 20  # of either, for each neighbour
-
-
-@dataclass(slots=True)
-class Tally:
-    """What a node counted."""
-
-    refusals: Counter[str] = field(default_factory=Counter)
-    congested: int = 0  # bodies dropped because a neighbour did not take them in time
-    flooded: int = 0  # bodies dropped because a neighbour said them faster than the machine takes them
-    messages_sent: int = 0
-    messages_received: int = 0
+_USUAL: Final = Limits()
+_NOBODY: Final[Mapping[PeerId, str]] = MappingProxyType({})
 
 
 class Node:
@@ -93,10 +67,13 @@ class Node:
         machine: the protocol.
         mailroom: this peer's envelopes.
         transport, worker: its way to the others, and where slow work runs.
-        neighbours: whom it talks to.
+        neighbours: whom it talks to; with a lobby, those it begins with (may be empty).
         note: told every Note, with the time; must not block.
         tap: told every record of the transcript; must not block.
+        keep: told every checkpoint, one at a time; returns once it is on disk. None: nothing is kept.
         clock: seconds.
+        lobby: lets others in while the node runs; None: the neighbours are all there will ever be.
+        contacts: with a lobby, addresses of peers to join by; without neighbours, one of them must answer.
     """
 
     def __init__(
@@ -109,117 +86,140 @@ class Node:
         neighbours: frozenset[PeerId],
         note: Callable[[Note, float], None],
         tap: Callable[[Record], None] | None = None,
-        limits: Limits = Limits(),  # frozen
+        keep: Callable[[Keep, float], Awaitable[None]] | None = None,
+        limits: Limits = _USUAL,
         clock: Callable[[], float] = anyio.current_time,
+        lobby: Lobby | None = None,
+        contacts: Mapping[PeerId, str] = _NOBODY,
     ) -> None:
         self._machine = machine
         self._mailroom = mailroom
         self._transport = transport
         self._worker = worker
-        self._neighbours = neighbours
         self._note = note
         self._tap = tap
+        self._keep = keep
+        self._desk = anyio.Semaphore(1)  # on which one checkpoint is written
         self._limits = limits
         self._clock = clock
-        self._members = Membership(neighbours, limits.patience, limits.grace)
-        self._hears_us: set[PeerId] = set()
+        self._ledger = Ledger(lambda what: note(what, clock()))
         self._events, self._turns = anyio.create_memory_object_stream[Event](math.inf)
         self._timers = Timers(clock, self._events.send_nowait)
-        self._outbox = Outbox(Allowance(limits.outbox, limits.waiting_bytes), self._carry, self._stir)
+        self._outbox = Outbox(Allowance(limits.outbox, limits.waiting_bytes), self._carry, lambda: self._end.stir())
         self._incoming = Allowance(limits.backlog, limits.waiting_bytes)
-        self._ready = anyio.Event()
-        self._moved = anyio.Event()
+        self._lobby = lobby
+        hello = lobby.hello if lobby else None
+        self._presence = Presence(neighbours, frozenset(contacts), limits, self._outbox, self._say_who_is_here, hello)
+        self._reception = self._make_reception(lobby, contacts) if lobby else None
+        self._end = Farewell(self._outbox, self._presence.members, self._post, limits)
+        self._knocking: set[PeerId] = set()
+        self._driving: anyio.CancelScope | None = None
+        self._leaving = False
         self._result: object = None
-        self.tally = Tally()
+
+    @property
+    def tally(self) -> Tally:
+        """What was counted so far, live."""
+        return self._ledger.tally
 
     async def run(self, inbox: AsyncIterator[Arrival]) -> object:
-        """Run the machine to its Stop; its result. Raises BadInput when the mesh does not come up in time.
+        """Run the machine to its Stop; its result, or None if `leave` was called before.
 
-        The transport is open and introduced, the mailroom has admitted everybody; `inbox` is what the transport yields.
+        The transport is open and `inbox` is what it yields. Without a lobby, the transport is introduced and the
+        mailroom has admitted everybody. Raises BadInput when the mesh does not come up in time.
         """
+        if self._reception:
+            self._reception.begin(self._clock())
+        vain: str | None = None
         work_in, work_out = anyio.create_memory_object_stream[Work](math.inf)
-        missing: list[PeerId] = []
-        async with anyio.create_task_group() as tasks:
-            self._outbox.start(self._neighbours, tasks)
-            tasks.start_soon(self._receive, inbox)
-            tasks.start_soon(self._beat)
-            tasks.start_soon(self._work, work_out)
-            missing = await self._wait_for_everybody()
-            if not missing:
-                await self._drive(tasks, work_in)
-                await self._leave()
-            tasks.cancel_scope.cancel()
-        if missing:  # said outside the task group, which would wrap it
-            raise BadInput(
-                f"Waited {self._limits.start:g} s for {', '.join(missing)} to answer, in vain; "
-                "see that they run and can be reached, or raise timing.start."
-            )
+        async with anyio.create_task_group() as self._tasks:
+            self._outbox.start(self._presence.members.everybody, self._tasks)
+            self._tasks.start_soon(self._receive, inbox)
+            self._tasks.start_soon(self._beat)
+            self._tasks.start_soon(self._work, work_out)
+            with anyio.CancelScope() as self._driving:
+                if self._leaving:
+                    self._driving.cancel()
+                vain = await self._presence.come_up(self._limits.start)
+                if not vain:
+                    await self._drive(work_in)
+            if not vain:
+                await self._desk.acquire()  # the last checkpoint is on disk
+                self._reception = None  # nobody is let in any more
+                await self._end.say(wait_for_others=not self._leaving)
+            self._tasks.cancel_scope.cancel()
+        if vain:  # said outside the task group, which would wrap it
+            raise BadInput(vain)
         return self._result
+
+    def leave(self) -> None:
+        """End, whatever the machine is about: it is not asked again. What it said still leaves, then the goodbyes.
+
+        `run` then returns None, without waiting for the others to end.
+        """
+        self._leaving = True
+        if self._driving:
+            self._driving.cancel()
 
     # --- in ------------------------------------------------------------------------------------------------------
 
     async def _receive(self, inbox: AsyncIterator[Arrival]) -> None:
         async for arrival in inbox:
             match arrival:
+                case Frame(data) if self._lobby and data.startswith(Announcement.MAGIC):
+                    if self._reception:
+                        self._reception.announced([data], None, self._clock())
                 case Frame(data):
                     self._open(data)
-                case Gone(peer) if peer in self._neighbours:  # a transport may know more peers than we talk to
-                    self._members.broken(peer, self._clock())
-                    self._post(peer, Kind.PRESENCE, _HEARD)  # if it is there after all, it will answer
+                case Gone(peer):
+                    self._presence.broken(peer, self._clock())
+                case Found() if self._reception:
+                    self._reception.found(arrival, self._clock())
 
     def _open(self, frame: bytes) -> None:
+        sender: PeerId | None = None
         try:
             opened = self._mailroom.open(frame)
+            sender = opened.sender
+            self._sort(opened, frame, self._clock())
         except RemoteError as error:
-            self._refuse(error, None)
-            return
-        now = self._clock()
-        if self._members.heard(opened.sender, now):
-            self._say_who_is_here()
+            self._ledger.refused(error, sender)
+
+    def _sort(self, opened: Opened, frame: bytes, now: float) -> None:
+        """An authentic body goes where its kind says. Raises RemoteError."""
+        sender, body = opened.sender, opened.body
+        if self._reception and sender not in self._presence.members and opened.kind != Kind.GOODBYE:
+            self._reception.still_there(sender, now)
+        if self._presence.heard(sender, now) and self._reception:
+            self._reception.heard(sender, now)
         match opened.kind:
             case Kind.DATA:
-                self.tally.messages_received += 1
-                if self._tap:
-                    me = self._mailroom.me
-                    self._tap(Record(now, me, opened.sender, me, len(frame), frame, opened.body))
-                self._take(Received(opened.sender, opened.body))
-            case Kind.PRESENCE:
-                self._greet(opened.sender, opened.body)
+                self._take(Received(sender, body), frame, now)
+            case Kind.PRESENCE if sender in self._presence.members:
+                self._presence.answer(sender, body)
             case Kind.GOODBYE:
-                if self._members.left(opened.sender):
-                    self._say_who_is_here()
-                self._stir()
+                self._presence.left(sender)
+                self._end.stir()
+            case Kind.ASKING if self._reception:
+                self._reception.asked(sender, body, now)
+            case Kind.ROSTER if self._reception:
+                self._reception.told(sender, body, now)
 
-    def _take(self, said: Received) -> None:
+    def _take(self, said: Received, frame: bytes, now: float) -> None:
         """A body into the machine's queue, which one neighbour cannot fill: the machine is slower than the door."""
+        self.tally.messages_received += 1
+        if self._tap:
+            me = self._mailroom.me
+            self._tap(Record(now, me, said.sender, me, len(frame), frame, said.body))
         if self._incoming.take(said.sender, len(said.body)):
             self._events.send_nowait(said)
-            return
-        self.tally.flooded += 1
-        if self.tally.flooded == 1:
-            self._note(Note("flooded", {"by": str(said.sender)}), self._clock())
-
-    def _greet(self, peer: PeerId, body: bytes) -> None:
-        news = body == _HEARD and peer not in self._hears_us
-        if news:
-            self._hears_us.add(peer)
-        if news or body == _NOT_YET:  # it may still be waiting for our word
-            self._post(peer, Kind.PRESENCE, _HEARD)
-        if self._hears_us >= self._neighbours and not self._members.unheard:
-            self._ready.set()
-
-    def _refuse(self, error: RemoteError, peer: PeerId | None) -> None:
-        self.tally.refusals[error.refusal.value] += 1
-        if self.tally.refusals[error.refusal.value] <= 10:  # noted, but a flood of bad frames must not flood the record
-            # A detail may repeat what a remote peer wrote, and the record is read on terminals.
-            detail = "".join(c if c.isprintable() else "?" for c in str(error)[:200])
-            note = Note("refused", {"why": error.refusal.value, "detail": detail, "from": str(peer or "?")})
-            self._note(note, self._clock())
+        else:
+            self._ledger.flooded(said.sender)
 
     # --- the machine ---------------------------------------------------------------------------------------------
 
-    async def _drive(self, tasks: TaskGroup, work: MemoryObjectSendStream[Work]) -> None:
-        event: Event = Started(self._members.present)
+    async def _drive(self, work: MemoryObjectSendStream[Work]) -> None:
+        event: Event = Started(self._presence.members.present)
         while True:
             if isinstance(event, Received):
                 self._incoming.give_back(event.sender, len(event.body))
@@ -228,7 +228,9 @@ class Node:
                     if isinstance(effect, Stop):
                         self._result = effect.result
                         return
-                    self._perform(effect, tasks, work)
+                    if isinstance(effect, Keep):
+                        await self._put_down(effect)
+                    self._perform(effect, work)
             await anyio.lowlevel.checkpoint()  # a flood of events must not keep heartbeats from leaving
             event = await self._turns.receive()
 
@@ -236,28 +238,31 @@ class Node:
         try:
             return self._machine.handle(event, self._clock())
         except RemoteError as error:
-            self._refuse(error, event.sender if isinstance(event, Received) else None)
+            self._ledger.refused(error, event.sender if isinstance(event, Received) else None)
             return []
 
-    def _perform(self, effect: Effect, tasks: TaskGroup, work: MemoryObjectSendStream[Work]) -> None:
+    def _perform(self, effect: Effect, work: MemoryObjectSendStream[Work]) -> None:
         match effect:
             case Send(to, body):
                 self._say(to, body)
             case Work():
                 work.send_nowait(effect)
             case SetTimer():
-                self._timers.set(effect, tasks)
+                self._timers.set(effect, self._tasks)
             case CancelTimer(name):
                 self._timers.cancel(name)
             case Note():
                 self._note(effect, self._clock())
 
-    def _say(self, to: PeerId, body: bytes) -> None:
-        if self._tap:
-            me = self._mailroom.me
-            self._tap(Record(self._clock(), me, me, to, 0, None, body))
-        self.tally.messages_sent += 1
-        self._post(to, Kind.DATA, body)
+    async def _put_down(self, kept: Keep) -> None:
+        """The machine goes on while its checkpoint is written, but not beyond the next: no peer's lags by two."""
+        if self._keep:
+            await self._desk.acquire()
+            self._tasks.start_soon(self._write, self._keep, kept, self._clock())
+
+    async def _write(self, keep: Callable[[Keep, float], Awaitable[None]], kept: Keep, now: float) -> None:
+        await keep(kept, now)
+        self._desk.release()
 
     async def _work(self, jobs: MemoryObjectReceiveStream[Work]) -> None:
         async for job in jobs:
@@ -270,68 +275,60 @@ class Node:
 
     # --- out -----------------------------------------------------------------------------------------------------
 
+    def _say(self, to: PeerId, body: bytes) -> None:
+        if self._tap:
+            me = self._mailroom.me
+            self._tap(Record(self._clock(), me, me, to, 0, None, body))
+        self.tally.messages_sent += 1
+        if to not in self._outbox and self._lobby and self._lobby.remembers(to):
+            return  # the machine has not heard yet that it is gone
+        self._post(to, Kind.DATA, body)
+
     def _post(self, to: PeerId, kind: Kind, body: bytes) -> None:
-        if self._outbox.post(to, kind, body):
-            return
-        self.tally.congested += 1
-        if kind is Kind.DATA:
-            self._note(Note("congested", {"to": str(to)}), self._clock())
+        if not self._outbox.post(to, kind, body):
+            self._ledger.congested(to, kind is Kind.DATA)
 
     async def _carry(self, to: PeerId, kind: int, body: bytes) -> None:
-        await self._transport.send(to, self._mailroom.seal(to, kind, body))
+        await self._transport.send(to, body if kind == IN_CLEAR else self._mailroom.seal(to, kind, body))
+
+    def _knock(self, peer: PeerId, frame: bytes) -> None:
+        if peer not in self._knocking and len(self._knocking) < self._limits.strangers:
+            self._tasks.start_soon(self._stand_at_the_door, peer, frame)
+
+    async def _stand_at_the_door(self, peer: PeerId, frame: bytes) -> None:
+        self._knocking.add(peer)
+        await self._transport.send(peer, frame)
+        self._knocking.discard(peer)
+
+    # --- who is here ---------------------------------------------------------------------------------------------
+
+    def _make_reception(self, lobby: Lobby, contacts: Mapping[PeerId, str]) -> Reception:
+        hands = Hands(
+            carry_to=lambda peer: self._outbox.start([peer], self._tasks),
+            introduce=self._transport.introduce,
+            knock=self._knock,
+            refuse=self._ledger.refused,
+            note=lambda what: self._note(what, self._clock()),
+        )
+        return Reception(self._mailroom.me, lobby, contacts, self._presence, self._outbox, self._limits, hands)
+
+    def _say_who_is_here(self) -> None:
+        self._events.send_nowait(PeersChanged(self._presence.members.present))
 
     async def _beat(self) -> None:
         refused = 0
         while True:
+            if self._reception:
+                self._reception.beat(self._clock())
             await anyio.sleep(self._limits.heartbeat)
             now = self._clock()
             if self._transport.traffic.refused > refused:
                 refused = self._transport.traffic.refused
-                self._note(
-                    Note("refused", {"why": "transport", "detail": f"{refused} streams so far", "from": "?"}), now
-                )
-            if lost := self._members.tick(now):
+                what = {"why": "transport", "detail": f"{refused} streams so far", "from": "?"}
+                self._note(Note("refused", what), now)
+            if lost := self._presence.tick(now):
                 self._note(Note("silent", {"peers": [str(p) for p in lost]}), now)
-                self._say_who_is_here()
-                self._stir()
-            for peer in self._neighbours:
-                self._post(peer, Kind.PRESENCE, _HEARD)
-
-    # --- beginning and end ---------------------------------------------------------------------------------------
-
-    def _say_who_is_here(self) -> None:
-        if self._ready.is_set():  # before that, `Started` will say it
-            self._events.send_nowait(PeersChanged(self._members.present))
-
-    async def _wait_for_everybody(self) -> list[PeerId]:
-        """Those that did not answer in time."""
-        if not self._neighbours:
-            return []
-        with anyio.move_on_after(self._limits.start):
-            while not self._ready.is_set():
-                for peer in self._neighbours - self._hears_us:
-                    self._post(peer, Kind.PRESENCE, _HEARD if peer in self._members.present else _NOT_YET)
-                with anyio.move_on_after(0.2):
-                    await self._ready.wait()
-        if self._ready.is_set():
-            return []
-        return sorted(self._neighbours - (self._hears_us & self._members.present))
-
-    async def _leave(self) -> None:
-        await self._until(self._limits.flush, lambda: self._outbox.empty)
-        for peer in self._members.listening:
-            self._post(peer, Kind.GOODBYE, b"")
-        await self._until(self._limits.linger, lambda: not self._members.present and self._outbox.empty)
-        # A socket closed with bytes unread is reset, and a reset can overtake our goodbye at the other side.
-        await anyio.sleep(self._limits.settle)
-
-    def _stir(self) -> None:
-        """Something that `_until` may wait for has happened."""
-        self._moved.set()
-
-    async def _until(self, seconds: float, met: Callable[[], bool]) -> None:
-        with anyio.move_on_after(seconds):
-            while not met():
-                self._moved = anyio.Event()
-                with anyio.move_on_after(0.2):
-                    await self._moved.wait()
+                self._end.stir()
+                if self._reception:
+                    self._reception.fell_silent(lost)
+            self._presence.beat()

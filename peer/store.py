@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save
 
 from veilmesh.core import BadInput
 
-__all__ = ["load_parameters", "save_parameters", "writing"]
+__all__ = ["load_parameters", "save_parameters", "write_durably", "writing"]
 
 
 @contextlib.contextmanager
@@ -22,6 +22,29 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise BadInput(f"{path} cannot be written ({error.strerror}); make room there, or write elsewhere.") from None
+
+
+def write_durably(path: Path, raw: bytes, mode: int = 0o644) -> None:
+    """Write `raw` to `path`, whole or not at all, also if the power fails. Raises BadInput if it cannot be written."""
+    part = path.with_name(f"{path.name}.part-{os.getpid()}")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.unlink(missing_ok=True)
+        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as out:
+            out.write(raw)
+            out.flush()
+            os.fsync(out.fileno())
+        part.replace(path)
+        _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """A rename is on disk when its folder is."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def save_parameters(path: Path, parameters: NDArray[np.float32], about: dict[str, str]) -> None:

@@ -4,6 +4,7 @@ A record is written where a frame arrives, by the peer that got it. It holds the
 see it and, because its writer could open it, the body. Which of the two an adversary sees is decided by its vantage.
 """
 
+import os
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ import msgspec
 from veilmesh.core import BadInput
 from veilmesh.peer.machine import PeerId
 
-__all__ = ["END", "Record", "encode_record", "read_transcript", "write_records"]
+__all__ = ["END", "Record", "encode_record", "end_of_records", "read_transcript", "write_records"]
 
 END = bytes(4)
 """How a transcript file ends: a record of no bytes. A file without it was cut off, wherever that was."""
@@ -49,6 +50,15 @@ def encode_record(record: Record) -> bytes:
     """One record as bytes of a transcript file."""
     raw = msgspec.msgpack.encode(record)
     return len(raw).to_bytes(4, "big") + raw
+
+
+def end_of_records(path: Path) -> int:
+    """Where the last whole record of a transcript file ends: what follows is the END, or was cut off."""
+    size, at = path.stat().st_size, 0
+    with path.open("rb") as file:
+        while (length := int.from_bytes(file.read(4), "big")) and at + 4 + length <= size:
+            at = file.seek(length, os.SEEK_CUR)
+    return at
 
 
 def read_transcript(

@@ -114,3 +114,42 @@ def test_one_that_said_goodbye_still_listens_until_it_is_silent() -> None:
     assert members.listening == {NAMES[0]}
     members.tick(PATIENCE)
     assert members.listening == frozenset()
+
+
+def test_one_that_begins_anew_is_gone_until_it_is_heard() -> None:
+    members = Membership(NAMES[:1], PATIENCE, GRACE)
+    members.heard(NAMES[0], 0.0)
+    assert members.renew(NAMES[0], 1.0)  # its death was not noticed
+    assert members.present == frozenset()
+    assert not members.renew(NAMES[0], 1.0)
+    assert members.heard(NAMES[0], 2.0)
+    members.left(NAMES[0])
+    assert not members.renew(NAMES[0], 3.0)
+    assert members.heard(NAMES[0], 3.0)  # its goodbye is undone
+    assert members.present == {NAMES[0]}
+
+
+def test_long_silence_counts_from_the_last_word_or_from_the_coming() -> None:
+    members = Membership([], PATIENCE, GRACE)
+    quiet, lost, here = NAMES
+    for peer in NAMES:
+        members.add(peer, 0.0)
+    members.heard(lost, 5.0)
+    members.heard(here, 50.0)
+    members.tick(50.0)
+    assert members.silent_since(4.0) == [quiet]
+    assert members.silent_since(100.0) == [quiet, lost]
+    members.drop(quiet)
+    assert quiet not in members
+    assert not members.heard(quiet, 51.0)
+    assert members.everybody == {lost, here}
+
+
+def test_one_that_comes_back_after_it_was_dropped_has_no_past() -> None:
+    members = Membership(NAMES[:1], PATIENCE, GRACE)
+    members.heard(NAMES[0], 0.0)
+    members.left(NAMES[0])
+    members.drop(NAMES[0])
+    assert not members.left(NAMES[0])
+    members.add(NAMES[0], 1.0)
+    assert members.heard(NAMES[0], 1.0)

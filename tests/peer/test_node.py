@@ -468,6 +468,8 @@ def test_a_neighbour_that_takes_nothing_costs_its_own_messages_only() -> None:
     def on(event: Event, now: float) -> list[Effect]:
         match event:
             case Started():
+                return [SetTimer("jam", now + 0.2)]  # `slow` has heard by then that it is heard
+            case TimerFired("jam"):
                 way.jammed = True
                 floods = [Send(slow.name, b"%d" % n) for n in range(20)]
                 return [*floods, Send(quick.name, b"hello"), SetTimer("end", now + 0.2)]
@@ -506,11 +508,12 @@ def test_a_neighbour_that_takes_nothing_costs_its_own_messages_only() -> None:
 # --- silence and end -----------------------------------------------------------------------------------------------
 
 
-def waiter() -> Toy:
-    """Stops when somebody has gone, with those who are left."""
+def waiter(whom: Peer) -> Toy:
+    """Stops when `whom` has gone, with those who are left."""
 
     def on(event: Event, now: float) -> list[Effect]:
-        return [Stop(event.present)] if isinstance(event, PeersChanged) else []
+        gone = isinstance(event, PeersChanged) and whom.name not in event.present
+        return [Stop(event.present)] if gone else []
 
     return Toy(on)
 
@@ -536,7 +539,7 @@ def test_a_neighbour_that_dies_without_a_word_is_noticed(limits: Limits) -> None
             with death:
                 await dying.run(Toy(lambda event, now: []), [a, b])
 
-        toys = [waiter(), waiter()]
+        toys = [waiter(dying), waiter(dying)]
         tasks.start_soon(mortal)
         tasks.start_soon(a.run, toys[0], [b, dying], limits)
         tasks.start_soon(b.run, toys[1], [a, dying], limits)
@@ -563,7 +566,7 @@ def test_goodbyes_end_the_run_without_waiting_for_any_limit() -> None:
 
 def test_one_that_said_goodbye_is_gone_for_the_others_machines() -> None:
     a, b = peers(2)
-    toy = waiter()
+    toy = waiter(b)
 
     async def scene(tasks: TaskGroup) -> None:
         tasks.start_soon(a.run, toy, [b])
