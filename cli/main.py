@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from veilmesh.cli import attack, doctor, listing, metrics, report, study, tensorboard, up
+from veilmesh.cli import attack, doctor, identity, invite, join, listing, metrics, report, study, tensorboard, up
 from veilmesh.cli.outcome import INTERRUPTED
 from veilmesh.core import BadInput
 
@@ -38,6 +38,9 @@ def _group(
 
 
 app.command("up")(up.up)
+app.command("invite")(invite.invite)
+app.command("join")(join.join)
+app.command("identity")(identity.identity)
 app.add_typer(study.app, name="study")
 app.command("attack")(attack.attack)
 app.command("report")(report.report)

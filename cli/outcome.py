@@ -11,7 +11,7 @@ from veilmesh.cli.standing import size
 __all__ = ["INTERRUPTED", "say"]
 
 INTERRUPTED = 130
-STOPPED = "stopped by Ctrl-C"
+STOPPED = ("stopped by Ctrl-C", "left")
 
 
 def say(summary: dict[str, Any], measured: float | None, folder: Path) -> None:
@@ -25,7 +25,7 @@ def say(summary: dict[str, Any], measured: float | None, folder: Path) -> None:
     if summary["adversary"]:
         typer.echo(f"next: veilmesh attack {folder} --vantage {summary['adversary']['vantage']} --attack NAME")
     if not summary["finished"]:
-        raise typer.Exit(INTERRUPTED if all(p["ended"] == STOPPED for p in summary["peers"]) else 1)
+        raise typer.Exit(INTERRUPTED if all(p["ended"] in STOPPED for p in summary["peers"]) else 1)
 
 
 def _endings(peers: list[dict[str, Any]]) -> list[str]:

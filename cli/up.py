@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from veilmesh.cli.display import Display
+from veilmesh.cli.log import JsonLog
 from veilmesh.cli.options import assignments, completed, fields, fresh_folder, renewed
 from veilmesh.cli.outcome import say
 from veilmesh.core import BadInput
@@ -52,19 +53,51 @@ def up(
             autocompletion=fields,
         ),
     ] = None,
+    door: Annotated[
+        bool, typer.Option("--open", help="Let others join while it runs; see `veilmesh invite`.", show_default=False)
+    ] = False,
+    log: Annotated[
+        bool,
+        typer.Option("--log-json", help="Say what happens as JSON lines, no display.", show_default=False),
+    ] = False,
     seed: Annotated[int | None, typer.Option("--seed", help="The seed of everything. [default: 0]")] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Where to write the run. [default: a new folder in runs/]")
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            "--resume",
+            help="Go on with a broken-off run, in its folder, from its last checkpoint; only --rounds may differ.",
+        ),
     ] = None,
 ) -> None:
     """Start a mesh of peers, each a process of its own, that train one model together with no server."""
     from veilmesh.sim.scenario import Scenario, override, read_toml
 
+    if resume is not None:
+        others = (
+            peers,
+            task,
+            data,
+            strategy,
+            topology,
+            malicious,
+            listen,
+            port,
+            scenario,
+            changes,
+            seed,
+            out,
+            door or None,
+        )
+        _go_on(resume, rounds, log, alone=all(option is None or option == [] for option in (*others, out)))
+        return
     base = read_toml(scenario) if scenario else {}
     flags = {
         "peers": peers, "task.name": task, "task.path": data, "rounds": rounds, "strategy.name": strategy,
         "topology.name": topology, "transport.listen": listen, "transport.port": port, "seed": seed,
-        "adversary.vantage": malicious,
+        "adversary.vantage": malicious, "door.open": door or None,
     }  # fmt: skip
     given = {k: str(v) if isinstance(v, Path) else v for k, v in flags.items() if v is not None}
     if data is not None and task is None and "task" not in base:
@@ -72,8 +105,23 @@ def up(
     wanted = Scenario.parse(override(base.get("scenario", base), {**given, **assignments(changes)}))
     _require_data(wanted)
     folder = renewed(out or fresh_folder(f"{wanted.task.name}-{wanted.strategy.name}"))
-    summary, measured = _run(wanted, folder)
+    summary, measured = _run(wanted, folder, log)
     say(summary, measured, folder)
+
+
+def _go_on(folder: Path, rounds: int | None, log: bool, alone: bool) -> None:
+    """Take a broken-off run up again, in its own folder."""
+    from veilmesh.sim.run import run_scenario, take_up
+
+    if not alone:
+        raise BadInput("--resume goes on with a run as it was; only --rounds may be given beside it.")
+    with JsonLog() if log else Display(f"{folder}, resumed") as display:
+        _preload()
+        cast, resumed = take_up(folder, rounds)
+        title = f"{cast.scenario.task.name}, {cast.scenario.strategy.name}, from round {resumed.round}"
+        display.tell(title, {"kind": "training", "members": list(cast.names), "rounds": cast.scenario.rounds})
+        summary = run_scenario(cast, folder, lambda event: display.tell(title, event), resumed)
+    say(summary, display.accuracy, folder)
 
 
 def _require_data(scenario: Any) -> None:
@@ -85,12 +133,12 @@ def _require_data(scenario: Any) -> None:
         raise BadInput(f"The task {scenario.task.name!r} reads files; say where they are by --data path.")
 
 
-def _run(scenario: Any, folder: Path) -> tuple[dict[str, Any], float | None]:
+def _run(scenario: Any, folder: Path, log: bool) -> tuple[dict[str, Any], float | None]:
     """The run's summary, and the accuracy its members measured last."""
     from veilmesh.sim.run import run_scenario
 
     title = f"{scenario.task.name}, {scenario.strategy.name}"
-    with Display(title) as display:
+    with JsonLog() if log else Display(title) as display:
         cast = _prepared(scenario)
         display.tell(title, {"kind": "training", "members": list(cast.names), "rounds": cast.scenario.rounds})
         return run_scenario(cast, folder, lambda event: display.tell(title, event)), display.accuracy
@@ -98,7 +146,12 @@ def _run(scenario: Any, folder: Path) -> tuple[dict[str, Any], float | None]:
 
 def _prepared(scenario: Any) -> Any:
     from veilmesh.sim.cast import Cast
+
+    _preload()
+    return Cast.prepare(scenario)
+
+
+def _preload() -> None:
     from veilmesh.sim.engines import preload
 
     preload()
-    return Cast.prepare(scenario)

@@ -4,8 +4,9 @@
 in memory once), or in the one process of a simulation. Nothing here trains.
 """
 
+import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 import networkx as nx
@@ -17,11 +18,13 @@ from veilmesh.core import BadInput, generator, seed_number
 from veilmesh.crypto.codecs.base import CODECS, Vector
 from veilmesh.peer.machine import Machine, PeerId
 from veilmesh.peer.transports.base import TRANSPORTS
+from veilmesh.sim.overlay import Overlay
 from veilmesh.sim.scenario import Choice, Scenario
 from veilmesh.swarm.aggregators.base import AGGREGATORS, Aggregator
 from veilmesh.swarm.guards.base import GUARDS
 from veilmesh.swarm.sealer import Sealer
 from veilmesh.swarm.strategies.base import STRATEGIES, Kit, Strategy
+from veilmesh.swarm.strategies.gossip import GossipMachine
 from veilmesh.swarm.topology import TOPOLOGIES, Topology
 from veilmesh.tasks.data.base import SOURCES, Dataset
 from veilmesh.tasks.models.base import MODELS
@@ -41,8 +44,8 @@ def stem(name: str) -> str:
 class TrainingSource:
     """Makes this project's training tasks for any machine that asks."""
 
-    def train(self, round_: int, parameters: Vector) -> object:
-        return Train(round_, parameters)
+    def train(self, round_: int, parameters: Vector, proximal: float = 0.0, correction: Vector | None = None) -> object:
+        return Train(round_, parameters, proximal, correction)
 
     def evaluate(self, parameters: Vector) -> object:
         return Evaluate(parameters)
@@ -60,6 +63,7 @@ class Cast:
     shards: tuple[np.ndarray, ...]  # per peer: the indices of its private training examples
     rows: Mapping[int, Mapping[int, float]]  # the mixing matrix W; empty in a star
     initial: Vector
+    newcomer: str | None = None  # what the one member is called that joins a mesh under way; None: it is a whole mesh
 
     @classmethod
     def prepare(cls, scenario: Scenario) -> "Cast":
@@ -85,7 +89,13 @@ class Cast:
         scenario = scenario.model_copy(update={"model": model})
         check_fit(model.name, dataset.per_pixel)
         initial = initial_vector(model.name, model.options, dataset.shape, dataset.classes, scenario.seed)
-        return cls(scenario, dataset, tuple(shards), rows, initial)
+        cast = cls(scenario, dataset, tuple(shards), rows, initial)
+        if scenario.door.open and not isinstance(cast.machine(0, [PeerId(n) for n in cast.names]), GossipMachine):
+            raise BadInput(
+                f"Nobody can join a mesh of strategy {scenario.strategy.name!r} while it runs; take gossip or choco, "
+                "or leave door.open out."
+            )
+        return cast
 
     @property
     def model(self) -> Choice:
@@ -117,6 +127,8 @@ class Cast:
     @cached_property
     def names(self) -> tuple[str, ...]:
         """What members are called in tables: peer:0 ... and server."""
+        if self.newcomer is not None:
+            return (self.newcomer,)
         return (*(f"peer:{i}" for i in range(self.scenario.peers)), *(("server",) if self.centralised else ()))
 
     def role(self, index: int) -> str:
@@ -134,14 +146,26 @@ class Cast:
         """Whom member `index` talks to."""
         return sorted({a if b == index else b for a, b in self.edges if index in (a, b)})
 
-    def machine(self, index: int, ids: Sequence[PeerId]) -> Machine:
-        """Member `index`'s machine, where member i is known to the others as ids[i]."""
+    def alone(self, seat: int, name: str = "peer:0") -> "Cast":
+        """The cast of one who joins, and knows of no other member yet: shard `seat` is its own."""
+        scenario = self.scenario.model_copy(update={"peers": 1})
+        return replace(self, scenario=scenario, shards=(self.shards[seat],), rows={0: {0: 1.0}}, newcomer=name)
+
+    def machine(self, index: int, ids: Sequence[PeerId], late: bool = False) -> Machine:
+        """Member `index`'s machine, where member i is known to the others as ids[i]; `late`: it joins a run under way.
+
+        Where others may join, they and their ids are not known beforehand, and what a member draws in private is drawn
+        from the system's randomness: a newcomer is told the scenario's seed.
+        """
         scenario = self.scenario
+        strategy: Strategy = scenario.strategy.build(STRATEGIES)
+        is_open = scenario.door.open
+        overlay = Overlay(strategy, scenario.topology.build(TOPOLOGIES), scenario.seed)
         sealer = Sealer(
             [] if index in self.tampering else [g.build(GUARDS) for g in scenario.guards],
             scenario.codec.build(CODECS),
             self.initial.size,
-            scenario.seed,
+            secrets.randbits(63) if is_open else scenario.seed,
             index,
         )
         kit = Kit(
@@ -159,8 +183,12 @@ class Cast:
             aggregator=scenario.aggregator.build(AGGREGATORS),
             seed=seed_number(scenario.seed, "public"),
             rows=self.rows,
+            stride=scenario.training.local_steps * scenario.training.learning_rate,
+            keep_every=scenario.checkpoints.every,
+            private=secrets.randbits(63) if is_open else seed_number(scenario.seed, "private", index),
+            links=partial(overlay.row, ids[index]) if is_open else None,
+            late=late,
         )
-        strategy: Strategy = scenario.strategy.build(STRATEGIES)
         machine = strategy.machine(kit)
         if self.tamper is None or index not in self.tampering:
             return machine
@@ -219,9 +247,11 @@ class Cast:
             model=self.model.model_dump(),
             initial=self.initial,
             learning_rate=scenario.training.learning_rate,
+            optimizer=scenario.training.optimizer,
             batch=scenario.training.batch,
             local_steps=scenario.training.local_steps,
             strategy=scenario.strategy.name,
+            options=vars(scenario.strategy.build(STRATEGIES)),
             codec=scenario.codec.model_dump(),
             aggregator=scenario.aggregator.name,
             guards=tuple(g.model_dump() for g in scenario.guards),
@@ -260,6 +290,8 @@ def _can_outvote(scenario: Scenario, strategy: Strategy, rows: Mapping[int, Mapp
 
 
 def _graph(scenario: Scenario) -> "nx.Graph[int]":
+    if scenario.peers == 1 and scenario.door.open:  # the first of a mesh: others will come
+        return nx.complete_graph(1)
     if scenario.peers < 2:
         raise BadInput("Gossip needs at least 2 peers; raise peers.")
     topology: Topology = scenario.topology.build(TOPOLOGIES)

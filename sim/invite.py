@@ -20,11 +20,15 @@ import zstandard
 from veilmesh.core import BadInput, RemoteError
 from veilmesh.crypto.card import ADDRESS_BYTES, RUN_BYTES
 from veilmesh.crypto.identity import PeerId, public_key
+from veilmesh.sim.scenario import Scenario
 
-__all__ = ["SECRET_BYTES", "Invite"]
+__all__ = ["CONTACTS", "INVITE", "SECRET_BYTES", "Invite", "inviting"]
 
 SECRET_BYTES: Final = 32
 CONTACTS: Final = 8  # a string that fits a message
+INVITE: Final = "invite"
+"""The file in a run's folder that holds the run's invite, readable by its owner only."""
+
 _PREFIX = "vm1."
 _MOST_CHARACTERS = 64 << 10
 _MOST_BYTES = 256 << 10
@@ -77,6 +81,23 @@ class Invite:
         if any(len(address) > ADDRESS_BYTES for address in contacts.values()):
             raise BadInput(_BROKEN)
         return cls(packed.run, packed.secret or None, contacts, packed.scenario)
+
+
+_ONLY_HERE = ("listen", "port", "announce")  # options of a transport that are each machine's own
+
+
+def inviting(scenario: Scenario, run: bytes, secret: bytes | None, contacts: Mapping[PeerId, str]) -> Invite:
+    """The invite to a mesh that its first members have begun: what a newcomer needs of the scenario, and no more.
+
+    What this laboratory does to its own members (adversaries, faults, churn) is not a newcomer's business, nor is where
+    files are here. On a list of those who may come in, the first members are too.
+    """
+    said = scenario.model_dump(mode="json", exclude={"adversary", "faults", "churn", "links", "transcript"})
+    said["transport"] = {k: v for k, v in said["transport"].items() if k not in _ONLY_HERE}
+    said["task"] = {k: v for k, v in said["task"].items() if k != "path"}
+    if secret is None:
+        said["door"]["allow"] = sorted({*scenario.door.allow, *contacts})
+    return Invite(run, secret, contacts, said)
 
 
 def _unpacked(text: str) -> _Packed:

@@ -1,7 +1,7 @@
 """One member of a mesh on a real transport: from opening its socket to its last word."""
 
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,15 +10,22 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from veilmesh.core import BadInput, LocalError
 from veilmesh.crypto.envelope import PROTECTIONS, Card, Mailroom
 from veilmesh.crypto.identity import Identity
-from veilmesh.peer.machine import Note
+from veilmesh.peer.door import Door
+from veilmesh.peer.lobby import Lobby
+from veilmesh.peer.machine import Keep, Note, PeerId
 from veilmesh.peer.node import Kind, Limits, Node
 from veilmesh.peer.transcript import Record
 from veilmesh.peer.transports.base import Traffic, Transport
 from veilmesh.peer.worker import Worker
 from veilmesh.sim.cast import Cast
+from veilmesh.sim.entry import Entry
+from veilmesh.sim.resume import Counted, Resumption, resumed_machine
 from veilmesh.swarm.strategies.base import Outcome
 
-__all__ = ["Announce", "MemberReport", "Surroundings", "sentence_of", "take_part"]
+__all__ = ["LEFT", "Announce", "MemberReport", "Surroundings", "sentence_of", "take_part"]
+
+LEFT = "left"
+"""How a member ended that was told to leave."""
 
 Announce = Callable[[Card, Mapping[str, str]], Awaitable[list[Card]]]
 """Say my card and what protects me; get everybody's cards, in roster order."""
@@ -36,13 +43,17 @@ class Surroundings:
     note: Callable[[Note, float, Traffic], None]
     tap: Callable[[Record], None] | None
     clock: Callable[[], float]  # seconds since the run began
+    keep: Callable[[Keep, Counted], Awaitable[None]]  # puts a checkpoint on disk
+    resumed: Resumption | None = None  # where the run is taken up again, if it is
+    entry: Entry = Entry()  # where others may join
+    told_to_leave: Callable[[Callable[[], None]], None] = lambda leave: None  # handed what makes this member leave
 
 
 @dataclass(frozen=True, slots=True)
 class MemberReport:
-    """What a member leaves behind and counted."""
+    """What a member leaves behind and counted; no outcome where it was told to leave."""
 
-    outcome: Outcome
+    outcome: Outcome | None
     traffic: Traffic
     refusals: dict[str, int]
     messages_sent: int
@@ -52,10 +63,10 @@ class MemberReport:
     def figures(self) -> dict[str, Any]:
         """The report as the run's record has it: fields of its `Ended`, plain data."""
         outcome, traffic = self.outcome, self.traffic
+        came_to = {"ended": outcome.reason, "rounds": outcome.rounds, "accuracy": outcome.accuracy} if outcome else {}
         return {
-            "ended": outcome.reason,
-            "rounds": outcome.rounds,
-            "accuracy": outcome.accuracy,
+            "ended": LEFT,
+            **came_to,
             "bytes_sent": traffic.sent,
             "bytes_received": traffic.received,
             "messages_sent": self.messages_sent,
@@ -75,23 +86,36 @@ async def take_part(cast: Cast, index: int, around: Surroundings) -> MemberRepor
         public, serial = sealing.public_key().public_bytes_raw(), time.time_ns()
         card = Card.issue(around.identity, public, around.run, transport.address, serial)
         cards = await around.announce(card, {**PROTECTIONS, **transport.protections})
-        near = [cards[n] for n in cast.neighbours(index)]
+        lobby = _lobby(cast, mailroom, card, cards, around)
+        near = [cards[n] for n in (set(range(len(cards))) - {index} if lobby else cast.neighbours(index))]
         for neighbour in near:
             mailroom.admit(neighbour)
         transport.introduce({c.peer: c.address for c in near})
+
+        async def keep(kept: Keep, now: float) -> None:
+            traffic, tally = transport.traffic, node.tally
+            counted = Counted(now, traffic.sent, traffic.received, tally.messages_sent, tally.messages_received)
+            await around.keep(kept, counted)
+            around.note(Note("kept", {"round": kept.round}), now, traffic)
+
+        machine = cast.machine(index, [c.peer for c in cards], late=bool(around.entry.contacts))
         node = Node(
-            machine=cast.machine(index, [c.peer for c in cards]),
+            machine=resumed_machine(machine, around.resumed.kept[index]) if around.resumed else machine,
             mailroom=mailroom,
             transport=transport,
             worker=around.worker,
             neighbours=frozenset(c.peer for c in near),
             note=lambda note, now: around.note(note, now, transport.traffic),
             tap=around.tap,
+            keep=keep if cast.scenario.checkpoints.every else None,
             limits=Limits(start=timing.start, patience=timing.silence, grace=timing.grace),
             clock=around.clock,
+            lobby=lobby,
+            contacts=around.entry.contacts,
         )
+        around.told_to_leave(node.leave)
         outcome = await node.run(inbox)
-    if not isinstance(outcome, Outcome):
+    if outcome is not None and not isinstance(outcome, Outcome):
         raise LocalError("a swarm machine leaves an Outcome behind")
     return MemberReport(
         outcome,
@@ -101,6 +125,16 @@ async def take_part(cast: Cast, index: int, around: Surroundings) -> MemberRepor
         node.tally.messages_received,
         node.tally.congested + node.tally.flooded + transport.traffic.dropped_frames,
     )
+
+
+def _lobby(cast: Cast, mailroom: Mailroom, card: Card, cards: Sequence[Card], around: Surroundings) -> Lobby | None:
+    """Where others come in, if this mesh lets them. Those who began it are on every list."""
+    door, entry = cast.scenario.door, around.entry
+    if not door.open:
+        return None
+    founders = {c.peer for c in cards} | entry.contacts.keys()
+    allowed = frozenset({PeerId(peer) for peer in door.allow} | founders) if door.allow else None
+    return Lobby(mailroom, Door(around.run, entry.secret, allowed), card, cards)
 
 
 def sentence_of(group: BaseExceptionGroup[BadInput | LocalError]) -> str:

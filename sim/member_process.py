@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,14 +11,16 @@ import psutil
 
 from veilmesh.core import BadInput, LocalError
 from veilmesh.crypto.envelope import Card
-from veilmesh.crypto.identity import Identity
-from veilmesh.peer.machine import Note
+from veilmesh.peer.machine import Keep, Note
 from veilmesh.peer.processes import Link
 from veilmesh.peer.transports.base import TRANSPORTS, Traffic, TransportKind
 from veilmesh.peer.worker import Executor, ProcessWorker
 from veilmesh.sim.cast import Cast
+from veilmesh.sim.continuation import identity_of
+from veilmesh.sim.entry import Entry
 from veilmesh.sim.member import Surroundings, sentence_of, take_part
 from veilmesh.sim.record import save_model
+from veilmesh.sim.resume import Counted, Keeper, Resumption
 from veilmesh.sim.tap import Tap
 
 __all__ = ["MemberProcess"]
@@ -30,7 +32,7 @@ class MemberProcess:
 
     To the supervisor: {"card", "protections"}, then {"note", ...} as often as there is one, at last {"report"}, or
     {"failed"} for a sentence that ends the whole run, or {"broken"} for one that ends this member only. From it: the
-    {"roster"}.
+    {"roster"}, and perhaps {"leave"}.
     """
 
     cast: Cast
@@ -38,6 +40,8 @@ class MemberProcess:
     folder: Path
     run: bytes  # the run's id
     origin: float  # when the run began, on this machine's monotonic clock
+    resumed: Resumption | None = None  # where it is taken up again, if it is
+    entry: Entry = Entry()
 
     def main(self, link: Link) -> None:
         """Live. The worker is forked before any event loop runs."""
@@ -58,19 +62,23 @@ class MemberProcess:
         options = dict(choice.options)
         if options.get("port"):
             options["port"] += self.index  # one port each, counted up from the one that was asked for
+        if options.get("discovery"):
+            options.setdefault("namespace", self.run.hex())  # what this mesh is looked for under
         return TRANSPORTS.build(choice.name, options)
 
     def _executor(self) -> Executor:
         import torch
 
         torch.set_num_threads(1)
-        return self.cast.trainer(self.index).run
+        execute = self.cast.trainer(self.index).run
+        factor = self.cast.scenario.links.slow.get(self.cast.names[self.index], 1.0)
+        return execute if factor == 1 else _slowed(execute, factor)
 
     def _now(self) -> float:
         return time.monotonic() - self.origin
 
     async def _live(self, kind: TransportKind, link: Link, worker: ProcessWorker) -> None:
-        identity = Identity.generate()
+        identity = self.entry.identity or identity_of(self.folder, self.cast, self.index)
         transport = kind.make(identity)
 
         def note(what: Note, now: float, traffic: Traffic) -> None:
@@ -83,11 +91,18 @@ class MemberProcess:
         async def announce(card: Card, protections: Mapping[str, str]) -> list[Card]:
             link.send({"card": card.to_bytes(), "protections": dict(protections)})
             cards = await self._roster(link)
-            watchers.start_soon(_end_with, link)
             return cards
 
+        def told_to_leave(leave: Callable[[], None]) -> None:
+            watchers.start_soon(_obey, link, leave)
+
         async with anyio.create_task_group() as watchers:
-            with Tap.for_member(self.folder, self.cast, self.index, note_now) as tap:
+            with Tap.for_member(self.folder, self.cast, self.index, note_now, self.resumed is not None) as tap:
+                keeper = Keeper(self.folder, self.cast, self.index, identity.peer, self.resumed, tap.flush)
+
+                async def keep(kept: Keep, counted: Counted) -> None:
+                    await anyio.to_thread.run_sync(keeper.write, kept, counted)  # a disk can take its time
+
                 around = Surroundings(
                     run=self.run,
                     identity=identity,
@@ -97,9 +112,14 @@ class MemberProcess:
                     note=note,
                     tap=tap.keep if tap.keeps else None,
                     clock=self._now,
+                    keep=keep,
+                    resumed=self.resumed,
+                    entry=self.entry,
+                    told_to_leave=told_to_leave,
                 )
                 report = await take_part(self.cast, self.index, around)
-            save_model(self.folder, self.cast, self.index, identity.peer, report.outcome)
+            if report.outcome:
+                save_model(self.folder, self.cast, self.index, identity.peer, report.outcome)
             link.send({"report": {**report.figures(), "memory_mb": _memory_mb()}})
             watchers.cancel_scope.cancel()
 
@@ -115,6 +135,18 @@ class MemberProcess:
                 if not alive:
                     raise LocalError("the supervisor has gone")
         raise BadInput(f"Waited {patience:g} s for the roster, in vain; raise timing.start.")
+
+
+def _slowed(execute: Executor, factor: float) -> Executor:
+    """The same work, as on a machine that takes `factor` times as long for it."""
+
+    def run(tasks: Sequence[object]) -> list[object]:
+        begin = time.monotonic()
+        results = execute(tasks)
+        time.sleep((factor - 1) * (time.monotonic() - begin))
+        return results
+
+    return run
 
 
 def _verified(raw: bytes) -> Card:
@@ -133,9 +165,12 @@ def _memory_mb() -> float | None:
     return round(sum(int(line.split()[1]) for line in lines) / 1024, 1)
 
 
-async def _end_with(link: Link) -> None:
-    """End this process when its supervisor has: for systems whose kernel does not see to it."""
+async def _obey(link: Link, leave: Callable[[], None]) -> None:
+    """Leave when the supervisor says so, and end when it has ended: for systems whose kernel does not see to it."""
     while True:
         await anyio.wait_readable(link.socket)
-        if not link.drain()[1]:
+        messages, alive = link.drain()
+        if not alive:
             os._exit(1)
+        if any("leave" in message for message in messages):
+            leave()

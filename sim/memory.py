@@ -10,32 +10,36 @@ import anyio
 
 from veilmesh.core import BadInput
 from veilmesh.crypto.envelope import Card
-from veilmesh.crypto.identity import Identity
-from veilmesh.peer.machine import Note
+from veilmesh.peer.machine import Keep, Note
 from veilmesh.peer.transports.base import Traffic
 from veilmesh.peer.transports.memory import Memory
 from veilmesh.peer.worker import InlineWorker
 from veilmesh.sim.cast import Cast
+from veilmesh.sim.continuation import identity_of
 from veilmesh.sim.member import MemberReport, Surroundings, sentence_of, take_part
 from veilmesh.sim.record import Ended, Recorder, Watch
+from veilmesh.sim.resume import Counted, Keeper, Resumption
 from veilmesh.sim.tap import Tap
 
 __all__ = ["run_in_memory"]
 
 
-def run_in_memory(cast: Cast, folder: Path, watch: Watch) -> dict[str, Any]:
-    """Run a scenario with every node in this process; its summary. Bytes are those of the sealed frames."""
+def run_in_memory(cast: Cast, folder: Path, watch: Watch, resumed: Resumption | None = None) -> dict[str, Any]:
+    """Run a scenario, or go on with it, with every node in this process; its summary.
+
+    Bytes are those of the sealed frames.
+    """
     try:
-        return anyio.run(_run, cast, folder, watch, backend="trio")
+        return anyio.run(_run, cast, folder, watch, resumed, backend="trio")
     except* BadInput as group:
         sentence = sentence_of(group)
     raise BadInput(sentence)
 
 
-async def _run(cast: Cast, folder: Path, watch: Watch) -> dict[str, Any]:
-    run, kind, origin = os.urandom(16), Memory(), time.monotonic()
-    identities = [Identity.generate() for _ in range(cast.size)]
-    recorder = Recorder(folder, cast, tuple(i.peer for i in identities))
+async def _run(cast: Cast, folder: Path, watch: Watch, resumed: Resumption | None) -> dict[str, Any]:
+    run, kind, origin = os.urandom(16), Memory(), time.monotonic() - (resumed.seconds if resumed else 0.0)
+    identities = [identity_of(folder, cast, i) for i in range(cast.size)]
+    recorder = Recorder(folder, cast, tuple(i.peer for i in identities), resumed=resumed)
     cards: dict[int, Card] = {}
     complete = anyio.Event()
     protections: dict[str, str] = {}
@@ -58,7 +62,12 @@ async def _run(cast: Cast, folder: Path, watch: Watch) -> dict[str, Any]:
             note(what, time.monotonic() - origin, transport.traffic)
 
         transport = kind.make(identities[index])
-        with Tap.for_member(folder, cast, index, now_noted) as tap:
+        with Tap.for_member(folder, cast, index, now_noted, resumed is not None) as tap:
+            keeper = Keeper(folder, cast, index, identities[index].peer, resumed, tap.flush)
+
+            async def keep(kept: Keep, counted: Counted) -> None:
+                keeper.write(kept, counted)
+
             around = Surroundings(
                 run=run,
                 identity=identities[index],
@@ -68,6 +77,8 @@ async def _run(cast: Cast, folder: Path, watch: Watch) -> dict[str, Any]:
                 note=note,
                 tap=tap.keep if tap.keeps else None,
                 clock=lambda: time.monotonic() - origin,
+                keep=keep,
+                resumed=resumed,
             )
             reports[index] = await take_part(cast, index, around)
 
@@ -80,6 +91,7 @@ async def _run(cast: Cast, folder: Path, watch: Watch) -> dict[str, Any]:
         raise BadInput(f"Waited in vain for the end of {', '.join(late)}; raise timing.run.")
     members = []
     for index, report in sorted(reports.items()):
+        assert report.outcome is not None  # nobody is told to leave here
         recorder.model(index, report.outcome)
         who = (index, cast.names[index], str(identities[index].peer), cast.role(index))
         members.append(Ended(*who, **report.figures()))

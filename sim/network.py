@@ -19,9 +19,11 @@ from veilmesh.peer.machine import (
     CancelTimer,
     Effect,
     Event,
+    Keep,
     Machine,
     Note,
     PeerId,
+    PeersChanged,
     Received,
     Send,
     SetTimer,
@@ -35,7 +37,9 @@ from veilmesh.peer.machine import (
 from veilmesh.peer.transcript import Record
 from veilmesh.peer.worker import Executor
 from veilmesh.sim.cast import Cast
+from veilmesh.sim.faults import Fault, number
 from veilmesh.sim.record import Ended, Recorder, Watch
+from veilmesh.sim.resume import Counted, Keeper, Resumption, resumed_machine
 from veilmesh.sim.tap import Tap
 from veilmesh.swarm.strategies.base import Outcome
 
@@ -50,13 +54,28 @@ class Player:
     execute: Executor
     neighbours: frozenset[PeerId]
     timers: dict[str, int] = field(default_factory=dict)
+    slow: float = 1.0  # how many times as long its work takes
     result: object = None
     stopped: bool = False
+    killed: bool = False
+    paused: float = 0.0  # until when it takes no event
+    missed: set[PeerId] = field(default_factory=set)  # neighbours that it takes for dead
     sent: int = 0
     received: int = 0
     messages_sent: int = 0
     messages_received: int = 0
     refusals: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Heard:
+    """Whether a neighbour is still heard of, or no longer: what a membership notices."""
+
+    peer: PeerId
+    present: bool
+
+
+_What = Event | Work | Fault | _Heard
 
 
 class VirtualNetwork:
@@ -65,8 +84,11 @@ class VirtualNetwork:
     Args:
         players: by peer id.
         latency: seconds a message takes.
-        work_time: seconds a task takes.
-        note, tap: told everything, with the virtual time.
+        work_time: seconds a task takes, of a peer that is not slow.
+        faults: what goes wrong, and at whom.
+        grace, silence: seconds until its neighbours notice that a peer was killed, or stands still.
+        note, keep, tap: told everything, with the virtual time.
+        start: the virtual time at which everybody starts.
     """
 
     def __init__(
@@ -75,25 +97,39 @@ class VirtualNetwork:
         *,
         latency: float = 0.01,
         work_time: float = 0.001,
+        faults: Sequence[tuple[PeerId, Fault]] = (),
+        grace: float = 1.0,
+        silence: float = 10.0,
         note: Callable[[PeerId, Note, float], None] = lambda peer, note, now: None,
+        keep: Callable[[PeerId, Keep, float], None] = lambda peer, kept, now: None,
         tap: Callable[[Record], None] = lambda record: None,
+        start: float = 0.0,
     ) -> None:
         self._players = players
         self._latency = latency
         self._work_time = work_time
+        self._faults = faults
+        self._grace = grace
+        self._silence = silence
         self._note = note
+        self._keep = keep
         self._tap = tap
-        self._heap: list[tuple[float, int, PeerId, Event | Work, int]] = []
+        self._heap: list[tuple[float, int, PeerId, _What, int]] = []
         self._number = itertools.count()
-        self.now = 0.0  # the virtual time, in seconds
+        self.now = start  # the virtual time, in seconds
 
     def run(self, until: float) -> float:
         """Run until everybody has stopped; the virtual time then. Raises LocalError at virtual time `until`."""
         for peer, player in self._players.items():
-            self._put(0.0, peer, Started(player.neighbours))
+            self._put(self.now, peer, Started(player.neighbours))
+        for peer, fault in self._faults:
+            self._put(fault.at, peer, fault)
         while self._heap:
             at, _, peer, what, number = heapq.heappop(self._heap)
             if self._is_void(peer, what, number):
+                continue
+            if at < self._players[peer].paused and not isinstance(what, Fault):  # it waits, behind what waits already
+                heapq.heappush(self._heap, (self._players[peer].paused, next(self._number), peer, what, number))
                 continue
             self.now = at
             if at > until:
@@ -102,18 +138,23 @@ class VirtualNetwork:
             self._step(peer, what, at)
         return self.now
 
-    def _is_void(self, peer: PeerId, what: Event | Work, number: int) -> bool:
+    def _is_void(self, peer: PeerId, what: _What, number: int) -> bool:
         """Whether nobody waits for it: its peer has stopped, or the timer was cancelled or set again."""
         player = self._players[peer]
         return player.stopped or (isinstance(what, TimerFired) and player.timers.get(what.name) != number)
 
-    def _put(self, at: float, peer: PeerId, what: Event | Work) -> int:
+    def _put(self, at: float, peer: PeerId, what: _What) -> int:
         number = next(self._number)
         heapq.heappush(self._heap, (at, number, peer, what, number))
         return number
 
-    def _step(self, peer: PeerId, what: Event | Work, now: float) -> None:
+    def _step(self, peer: PeerId, what: _What, now: float) -> None:
         player = self._players[peer]
+        if isinstance(what, Fault):
+            self._befall(peer, player, what, now)
+            return
+        if isinstance(what, _Heard):
+            what = _noticed(player, what)
         if isinstance(what, Work):
             what = _work(player, what)
         if isinstance(what, TimerFired):
@@ -131,13 +172,15 @@ class VirtualNetwork:
             case Send(to, body):
                 self._carry(peer, player, to, body, now)
             case Work():
-                self._put(now + self._work_time, peer, effect)
+                self._put(now + self._work_time * player.slow, peer, effect)
             case SetTimer(name, at):
                 player.timers[name] = self._put(at, peer, TimerFired(name))
             case CancelTimer(name):
                 player.timers.pop(name, None)
             case Note():
                 self._note(peer, effect, now)
+            case Keep():
+                self._keep(peer, effect, now)
             case Stop(result):
                 player.result, player.stopped = result, True
 
@@ -148,11 +191,47 @@ class VirtualNetwork:
         other = self._players[to]
         player.sent += size
         player.messages_sent += 1
+        self._tap(Record(now, peer, peer, to, 0, None, body))
+        if other.killed:
+            return
         other.received += size
         other.messages_received += 1
-        self._tap(Record(now, peer, peer, to, 0, None, body))
         self._tap(Record(now + self._latency, to, peer, to, size, None, body))
         self._put(now + self._latency, to, Received(peer, body))
+
+    # --- what goes wrong ---------------------------------------------------------------------------------------
+
+    def _befall(self, peer: PeerId, player: Player, fault: Fault, now: float) -> None:
+        what = {"what": "kill"} if fault.kill else {"what": "pause", "seconds": fault.seconds}
+        self._note(peer, Note("fault", what), now)
+        if fault.seconds is None:
+            player.stopped = player.killed = True
+            self._note(peer, Note("ended", {"how": "killed"}), now)
+            self._tell(player, _Heard(peer, False), now + self._grace)
+        else:
+            self._pause(peer, player, now, now + fault.seconds)
+
+    def _pause(self, peer: PeerId, player: Player, now: float, until: float) -> None:
+        """What it was working on stands still as well; a clock goes on, so timers are late at most."""
+        late = max(0.0, until - max(now, player.paused))
+        player.paused = max(until, player.paused)
+        self._heap = [
+            (at + late if who == peer and isinstance(what, Work) else at, order, who, what, number)
+            for at, order, who, what, number in self._heap
+        ]
+        heapq.heapify(self._heap)
+        if until - now > self._silence:
+            self._tell(player, _Heard(peer, False), now + self._silence)
+            self._tell(player, _Heard(peer, True), until + self._latency)
+
+    def _tell(self, player: Player, news: _Heard, at: float) -> None:
+        for neighbour in sorted(player.neighbours):
+            self._put(at, neighbour, news)
+
+
+def _noticed(player: Player, news: _Heard) -> Event:
+    (player.missed.discard if news.present else player.missed.add)(news.peer)
+    return PeersChanged(player.neighbours - player.missed)
 
 
 def _work(player: Player, work: Work) -> Event:
@@ -163,17 +242,25 @@ def _work(player: Player, work: Work) -> Event:
     return WorkDone(work.name, result)
 
 
-def run_in_virtual_time(cast: Cast, folder: Path, watch: Watch) -> dict[str, Any]:
-    """Run a scenario in virtual time; its summary."""
+def run_in_virtual_time(cast: Cast, folder: Path, watch: Watch, resumed: Resumption | None = None) -> dict[str, Any]:
+    """Run a scenario in virtual time, from its beginning or from where it is taken up again; its summary."""
     ids = tuple(PeerId(name) for name in cast.names)
-    recorder = Recorder(folder, cast, ids)
+    recorder = Recorder(folder, cast, ids, resumed=resumed)
     players = {
-        ids[i]: Player(cast.machine(i, ids), cast.trainer(i).run, frozenset(ids[n] for n in cast.neighbours(i)))
+        ids[i]: Player(
+            resumed_machine(cast.machine(i, ids), resumed.kept[i]) if resumed else cast.machine(i, ids),
+            cast.trainer(i).run,
+            frozenset(ids[n] for n in cast.neighbours(i)),
+            slow=cast.scenario.links.slow.get(cast.names[i], 1.0),
+        )
         for i in range(cast.size)
     }
+    rounds = dict.fromkeys(ids, 0)
 
     def note(peer: PeerId, what: Note, now: float) -> None:
         index = ids.index(peer)
+        if what.kind == "round":
+            rounds[peer] = int(str(what.data["round"])) + 1
         traffic = (players[peer].sent, players[peer].received)
         recorder.note(index, what, now, traffic)
         watch(index, what, now, traffic)
@@ -181,8 +268,28 @@ def run_in_virtual_time(cast: Cast, folder: Path, watch: Watch) -> dict[str, Any
     def full(peer: PeerId, what: Note) -> None:
         note(peer, what, network.now)
 
-    taps = [Tap.for_member(folder, cast, i, partial(full, peer)) for i, peer in enumerate(ids)]
-    network = VirtualNetwork(players, note=note, tap=lambda record: taps[ids.index(record.at)].keep(record))
+    def keep(peer: PeerId, kept: Keep, now: float) -> None:
+        player = players[peer]
+        counted = (player.sent, player.received, player.messages_sent, player.messages_received)
+        keepers[ids.index(peer)].write(kept, Counted(now, *counted))
+        note(peer, Note("kept", {"round": kept.round}), now)
+
+    again = resumed is not None
+    taps = [Tap.for_member(folder, cast, i, partial(full, peer), again) for i, peer in enumerate(ids)]
+    keepers = [Keeper(folder, cast, i, ids[i], resumed, tap.flush) for i, tap in enumerate(taps)]
+    links, timing = cast.scenario.links, cast.scenario.timing
+    network = VirtualNetwork(
+        players,
+        latency=links.latency,
+        work_time=links.step,
+        faults=[(ids[number(fault.whom)], fault) for fault in cast.scenario.faults],
+        grace=timing.grace,
+        silence=timing.silence,
+        note=note,
+        keep=keep,
+        start=resumed.seconds if resumed else 0.0,
+        tap=lambda record: taps[ids.index(record.at)].keep(record),
+    )
     begin = monotonic()
     for tap in taps:
         tap.__enter__()
@@ -191,23 +298,25 @@ def run_in_virtual_time(cast: Cast, folder: Path, watch: Watch) -> dict[str, Any
     finally:
         for tap in taps:
             tap.__exit__()
-    members = [_ended(cast, i, ids, players[ids[i]], recorder) for i in range(cast.size)]
+    members = [_ended(cast, i, ids, players[ids[i]], recorder, rounds[ids[i]]) for i in range(cast.size)]
     return recorder.finish(members, monotonic() - begin, {"envelope": "none: simulated"}, "simulated")
 
 
-def _ended(cast: Cast, index: int, ids: Sequence[PeerId], player: Player, recorder: Recorder) -> Ended:
+def _ended(cast: Cast, index: int, ids: Sequence[PeerId], player: Player, recorder: Recorder, rounds: int) -> Ended:
     outcome = player.result
-    if not isinstance(outcome, Outcome):
+    if isinstance(outcome, Outcome):
+        recorder.model(index, outcome)
+    elif not player.killed:
         raise LocalError(f"{ids[index]} ended without an outcome: everything it waited for is used up")
-    recorder.model(index, outcome)
+    came = outcome if isinstance(outcome, Outcome) else None
     return Ended(
         index=index,
         name=cast.names[index],
         id=str(ids[index]),
         role=cast.role(index),
-        ended=outcome.reason,
-        rounds=outcome.rounds,
-        accuracy=outcome.accuracy,
+        ended=came.reason if came else "killed",
+        rounds=came.rounds if came else rounds,
+        accuracy=came.accuracy if came else None,
         bytes_sent=player.sent,
         bytes_received=player.received,
         messages_sent=player.messages_sent,

@@ -4,7 +4,9 @@ run.json        scenario, versions, members
 events.jsonl    every note, as it came
 metrics.jsonl   one line per peer and round: loss, accuracy, bytes
 transcript/     what the tap kept
-checkpoints/    every member's last model
+checkpoints/    every member's last model; where asked for, what it needs to go on from its last rounds
+journal-*.jsonl which of those there are
+identities/     the members' keys, only beside such checkpoints
 summary.json    every figure of the run; written last, whole or not at all
 """
 
@@ -21,6 +23,8 @@ from veilmesh.peer.machine import Note, PeerId
 from veilmesh.peer.store import save_parameters, writing
 from veilmesh.sim.backdoor import backdoor_success
 from veilmesh.sim.cast import Cast, stem
+from veilmesh.sim.curves import levels_reached, who_counts
+from veilmesh.sim.resume import Counted, Resumption, scenario_digest
 from veilmesh.swarm.strategies.base import Outcome
 
 __all__ = ["Ended", "Recorder", "Watch", "fresh", "read_json", "save_model", "versions", "write_json"]
@@ -53,7 +57,8 @@ class Ended:
 
 _RECORDS = (
     "run.json", "summary.json", "events.jsonl", "metrics.jsonl", "report.html", "complete", "transcript/*.records",
-    "checkpoints/*.safetensors*", "pictures/*.png",
+    "checkpoints/*.safetensors*", "checkpoints/*/round-*.safetensors*", "journal-*.jsonl*", "identities/*.key*",
+    "pictures/*.png",
 )  # fmt: skip
 
 
@@ -78,34 +83,59 @@ class Recorder:
         cast: the run's scenario and members.
         ids: the members' peer ids, in roster order.
         pids: their processes, where they have one each.
+        resumed: where the run is taken up again, if it is: what the folder holds is then added to, and bytes and
+            messages go on from what was counted there.
     """
 
-    def __init__(self, folder: Path, cast: Cast, ids: tuple[PeerId, ...], pids: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        cast: Cast,
+        ids: tuple[PeerId, ...],
+        pids: Sequence[int] = (),
+        resumed: Resumption | None = None,
+    ) -> None:
         self.folder = folder
         self._cast = cast
         self._ids = ids
+        self._resumed = resumed
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "summary.json").unlink(missing_ok=True)
-            self._events: TextIO = (folder / "events.jsonl").open("w", encoding="utf-8")
-            self._metrics: TextIO = (folder / "metrics.jsonl").open("w", encoding="utf-8")
-        write_json(
-            folder / "run.json",
-            {
-                "scenario": cast.scenario.model_dump(mode="json"),
-                "versions": versions(),
-                "members": [
-                    {"index": i, "name": name, "id": str(peer), "pid": pids[i] if pids else None}
-                    for i, (name, peer) in enumerate(zip(cast.names, ids, strict=True))
-                ],
-            },
-        )
+            self._events: TextIO = _opened(folder / "events.jsonl", again=resumed is not None)
+            self._metrics: TextIO = _opened(folder / "metrics.jsonl", again=resumed is not None)
+        self._run: dict[str, Any] = {
+            "scenario": cast.scenario.model_dump(mode="json"),
+            "versions": versions(),
+            "members": [
+                {"index": i, "name": name, "id": str(peer), "pid": pids[i] if pids else None}
+                for i, (name, peer) in enumerate(zip(cast.names, ids, strict=True))
+            ],
+            **({"digest": scenario_digest(cast.scenario)} if cast.scenario.checkpoints.every else {}),
+            **({"resumed_from": list(resumed.rounds)} if resumed else {}),
+        }
+        self._write_run()
+        if resumed:
+            self.note(0, Note("resumed", {"round": resumed.round}), resumed.seconds)
+
+    def joined(self, name: str, peer: PeerId, pid: int) -> None:
+        """Another member has joined; its place is the next one."""
+        self._ids = (*self._ids, peer)
+        members = self._run["members"]
+        members.append({"index": len(members), "name": name, "id": str(peer), "pid": pid})
+        self._write_run()
+
+    def _write_run(self) -> None:
+        write_json(self.folder / "run.json", self._run)
 
     def note(self, index: int, note: Note, t: float, traffic: tuple[int, int] = (0, 0)) -> None:
         """Record what member `index` noted at `t` seconds; `traffic` is its bytes sent and received so far."""
         line = {"t": round(t, 4), "peer": index, "kind": note.kind, **note.data}
         with writing(self.folder):
             self._events.write(json.dumps(line) + "\n")
+            if note.kind == "kept":  # a checkpoint outlives this process: so must what was noted before it
+                self._events.flush()
+                self._metrics.flush()
             if note.kind in ("trained", "accuracy"):
                 self._measure(index, note, t, traffic)
 
@@ -120,7 +150,8 @@ class Recorder:
         }
         if not trained:
             line["test_loss"] = note.data["loss"]
-        sent, received = traffic
+        before = self._resumed.before[index] if self._resumed else Counted()
+        sent, received = traffic[0] + before.bytes_sent, traffic[1] + before.bytes_received
         self._metrics.write(json.dumps(line | {"bytes_sent": sent, "bytes_received": received}) + "\n")
 
     def model(self, index: int, outcome: Outcome) -> None:
@@ -134,11 +165,36 @@ class Recorder:
         with writing(self.folder):
             self._events.close()
             self._metrics.close()
+        if self._resumed:
+            _count_on(members, self._resumed)
         summary = _summary(self._cast, members, seconds, protections, counted)
+        summary |= {"resumed_from": list(self._resumed.rounds)} if self._resumed else {}
         whole = [m.name for m in members if m.ended == "finished" and m.index not in self._cast.tampering]
+        summary |= levels_reached(_lines(self.folder / "metrics.jsonl"), who_counts(summary))
         summary["backdoor"] = backdoor_success(self._cast, self.folder / "checkpoints", whole)
         write_json(self.folder / "summary.json", summary)
         return summary
+
+
+def _lines(path: Path) -> list[Any]:
+    with writing(path):
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _opened(path: Path, again: bool) -> TextIO:
+    # By lines: whoever follows the run sees them at once.
+    return path.open("a" if again else "w", buffering=1, encoding="utf-8")
+
+
+def _count_on(members: Sequence[Ended], resumed: Resumption) -> None:
+    """Add what members had counted when the run was taken up again; what it refused and dropped is of this part."""
+    for member in members:
+        before = resumed.before[member.index]
+        member.bytes_sent += before.bytes_sent
+        member.bytes_received += before.bytes_received
+        member.messages_sent += before.messages_sent
+        member.messages_received += before.messages_received
+        member.rounds = max(member.rounds, resumed.round)
 
 
 def save_model(folder: Path, cast: Cast, index: int, peer: PeerId, outcome: Outcome) -> None:

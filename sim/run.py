@@ -1,21 +1,33 @@
 """One job: run a scenario in its world, then let the attacks look at it."""
 
+import contextlib
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from veilmesh.core import BadInput
+from veilmesh.crypto.identity import Identity
 from veilmesh.peer.machine import Note, PeerId
+from veilmesh.peer.store import writing
 from veilmesh.sim.audit import attach, audit, open_run
 from veilmesh.sim.cast import Cast
+from veilmesh.sim.continuation import claimed, cut_figures, stored_identity
 from veilmesh.sim.engines import ForkEngine, Progress
-from veilmesh.sim.record import fresh, read_json
+from veilmesh.sim.invite import Invite
+from veilmesh.sim.record import Watch, fresh, read_json
+from veilmesh.sim.resume import (
+    Resumption,
+    checkpoints_of,
+    last_cut,
+    refuse_what_cannot_resume,
+    scenario_digest,
+)
 from veilmesh.sim.scenario import Choice, Scenario
 
-__all__ = ["COMPLETE", "Assignment", "RunJob", "attack_run", "run_scenario"]
+__all__ = ["COMPLETE", "Assignment", "RunJob", "attack_run", "join_run", "run_scenario", "take_up"]
 
 COMPLETE = "complete"
 """The file that is written last: a run without it was broken off."""
@@ -30,26 +42,89 @@ class Assignment:
     title: str = ""
 
 
-def run_scenario(cast: Cast, folder: Path, progress: Progress) -> dict[str, Any]:
-    """Run a prepared scenario in the world it names; its summary. Raises BadInput."""
+def run_scenario(cast: Cast, folder: Path, progress: Progress, resumed: Resumption | None = None) -> dict[str, Any]:
+    """Run a prepared scenario in the world it names, or go on with it from `take_up`; its summary. Raises BadInput."""
+    refuse_what_cannot_resume(cast)
+    with claimed(folder) if cast.scenario.checkpoints.every else contextlib.nullcontext():
+        if resumed:
+            _rewind(cast, folder, resumed)
+        else:
+            fresh(folder)
+        return _run(cast, folder, progress, resumed)
 
-    def watch(index: int, note: Note, t: float, traffic: tuple[int, int]) -> None:
-        what = {"note": note.kind, "data": dict(note.data), "t": t, "sent": traffic[0], "received": traffic[1]}
-        progress({"kind": "note", "peer": cast.names[index], **what})
+
+def take_up(folder: Path, rounds: int | None = None) -> tuple[Cast, Resumption]:
+    """A broken-off run's cast, and where it is to go on, until `rounds` (None: as many as it was to have).
+
+    Changes nothing. Raises BadInput if there is nothing to go on from, or nothing left to do.
+    """
+    cast, ids = open_run(folder)
+    run, was = read_json(folder / "run.json"), cast.scenario.rounds
+    cast = replace(cast, scenario=cast.scenario.model_copy(update={"rounds": rounds or was}))
+    if run.get("digest", digest := scenario_digest(cast.scenario)) != digest:
+        raise BadInput(
+            f"{folder} is of a scenario that means something else here: another version of veilmesh made it, or its "
+            "run.json was changed; run it again."
+        )
+    _unfinished(folder, rounds or was)
+    resumed = last_cut(folder, cast, ids, run.get("resumed_from", ()))
+    if cast.scenario.world != "virtual" and [stored_identity(folder, cast, i) for i in range(cast.size)] != ids:
+        raise BadInput(f"{folder / 'identities'} does not hold the keys of this run's members; run it again.")
+    if resumed.round > cast.scenario.rounds:
+        raise BadInput(f"{folder} has done {resumed.round} rounds already; give --rounds with more.")
+    return cast, resumed
+
+
+def _unfinished(folder: Path, rounds: int) -> None:
+    if not (folder / "summary.json").exists():
+        return
+    done = [(p["ended"], p["rounds"]) for p in read_json(folder / "summary.json")["peers"]]
+    if all(how == "finished" and n >= rounds for how, n in done):
+        raise BadInput(f"{folder} has finished its {rounds} rounds; to go on with it, give --rounds with more.")
+
+
+def _rewind(cast: Cast, folder: Path, resumed: Resumption) -> None:
+    """Take what lies after the cut out of the folder. Broken off itself, it can be done again."""
+    ids = [PeerId(m["id"]) for m in read_json(folder / "run.json")["members"]]
+    cut_figures(folder, resumed.round)
+    for index, peer in enumerate(ids):
+        checkpoints_of(folder, cast, index, peer).rewind(resumed.round)
+    with writing(folder):
+        for name in ("summary.json", "report.html", COMPLETE):
+            (folder / name).unlink(missing_ok=True)
+
+
+def join_run(cast: Cast, folder: Path, progress: Progress, invite: Invite, identity: Identity | None) -> dict[str, Any]:
+    """Take part in a mesh that runs elsewhere, as the one member of `cast`; this member's summary. Raises BadInput."""
+    from veilmesh.sim.mesh import run_mesh
 
     fresh(folder)
+    return run_mesh(cast, folder, _watching(cast, progress), invite=invite, identity=identity)
+
+
+def _watching(cast: Cast, progress: Progress) -> Watch:
+    def watch(index: int, note: Note, t: float, traffic: tuple[int, int]) -> None:
+        what = {"note": note.kind, "data": dict(note.data), "t": t, "sent": traffic[0], "received": traffic[1]}
+        name = cast.names[index] if index < cast.size else f"peer:{index}"  # one that joined
+        progress({"kind": "note", "peer": name, **what})
+
+    return watch
+
+
+def _run(cast: Cast, folder: Path, progress: Progress, resumed: Resumption | None) -> dict[str, Any]:
+    watch = _watching(cast, progress)
     # Imported here: a run in one world does not need the others.
     if cast.scenario.world == "virtual":
         from veilmesh.sim.network import run_in_virtual_time
 
-        return run_in_virtual_time(cast, folder, watch)
+        return run_in_virtual_time(cast, folder, watch, resumed)
     if cast.scenario.world == "memory":
         from veilmesh.sim.memory import run_in_memory
 
-        return run_in_memory(cast, folder, watch)
+        return run_in_memory(cast, folder, watch, resumed)
     from veilmesh.sim.mesh import run_mesh
 
-    return run_mesh(cast, folder, watch)
+    return run_mesh(cast, folder, watch, resumed)
 
 
 @dataclass(frozen=True)

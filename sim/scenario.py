@@ -12,8 +12,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from veilmesh.core import BadInput, Registry
+from veilmesh.core import BadInput, Registry, RemoteError
 from veilmesh.core.registry import first_complaint, unknown
+from veilmesh.crypto.identity import PeerId, public_key
+from veilmesh.sim.faults import Churn, Fault, Links, misplaced
 
 __all__ = ["Adversary", "Choice", "Scenario", "Training", "override", "read_toml"]
 
@@ -57,6 +59,7 @@ class Training(_Strict):
     local_steps: int = Field(default=1, ge=1)
     learning_rate: float = Field(default=0.1, gt=0)
     momentum: float = Field(default=0.0, ge=0, lt=1)
+    optimizer: Literal["sgd", "adam"] = "sgd"
 
 
 class Adversary(_Strict):
@@ -93,8 +96,39 @@ class Timing(_Strict):
     start: float = Field(default=30.0, gt=0, description="for every neighbour to answer at the beginning")
     round: float = Field(default=20.0, gt=0, description="for what is missing in a round")
     silence: float = Field(default=10.0, gt=0, description="before a silent neighbour is taken for dead")
-    grace: float = Field(default=1.0, gt=0, description="of silence, once its connection broke")
+    grace: float = Field(default=1.0, ge=0, description="of silence, once its connection broke")
     run: float = Field(default=3600.0, gt=0, description="for the whole run")
+
+
+class Checkpoints(_Strict):
+    """What members write down to go on from when the run is broken off: `veilmesh up --resume`.
+
+    None unless they are asked for: they leave models of single rounds, and the members' identity keys, on disk.
+    """
+
+    every: int = Field(default=0, ge=0, description="rounds between two; 0: none")
+    keep: int | None = Field(default=None, ge=1, description="the last so many; None: as many as a mesh like it needs")
+
+
+class Door(_Strict):
+    """Whether others may come in while the run is under way: `veilmesh invite`, `veilmesh join`.
+
+    Whoever has the invite's secret may, or, where a list is given, those on it.
+    """
+
+    open: bool = False
+    allow: tuple[str, ...] = Field(default=(), description="peer ids; with them, an invite holds no secret")
+
+    @model_validator(mode="after")
+    def _is_a_list_of_peers(self) -> Self:
+        for peer in self.allow:
+            try:
+                public_key(PeerId(peer))
+            except RemoteError:
+                raise ValueError(f"{peer!r} is no peer id; ask for what `veilmesh identity` prints") from None
+        if self.allow and not self.open:
+            raise ValueError("door.allow says who may come in; set door.open = true too")
+        return self
 
 
 class Scenario(_Strict):
@@ -119,6 +153,11 @@ class Scenario(_Strict):
     adversary: Adversary | None = None
     transcript: Transcript = Transcript()
     timing: Timing = Timing()
+    checkpoints: Checkpoints = Checkpoints()
+    links: Links = Links()
+    faults: tuple[Fault, ...] = ()
+    door: Door = Door()
+    churn: Churn | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -138,12 +177,27 @@ class Scenario(_Strict):
     def _fits_together(self) -> Self:
         if self.strategy.name == "fedsgd" and self.training.local_steps != 1:
             raise ValueError("fedsgd takes exactly one local step; set training.local_steps = 1, or take fedavg")
+        if self.training.optimizer == "adam" and self.training.momentum:
+            raise ValueError("adam has its own momentum; leave training.momentum out, or set training.optimizer = sgd")
+        if self.strategy.name == "scaffold" and (self.training.optimizer != "sgd" or self.training.momentum):
+            raise ValueError(
+                "scaffold reads gradients off the way that plain sgd goes; set training.optimizer = sgd and "
+                "training.momentum = 0, or take fedavg or fedprox"
+            )
         if self.adversary and self.adversary.vantage.startswith("peer:"):
             index = int(self.adversary.vantage.removeprefix("peer:"))
             if index >= self.peers:
                 raise ValueError(f"there is no peer:{index} among {self.peers} peers (they count from 0)")
         if self.adversary:
             self._tampers_somewhere(self.adversary)
+        if why := misplaced(self.links, self.faults, self.peers, self.world):
+            raise ValueError(why)
+        if self.door.open and self.world != "libp2p":
+            raise ValueError(f"nobody can come in from outside to the {self.world} world; set world to libp2p")
+        if self.door.open and self.checkpoints.every:
+            raise ValueError("a mesh that others join has no common round to go on from; leave out checkpoints.every")
+        if self.churn and not self.door.open:
+            raise ValueError("churn is members coming and going; set door.open = true too")
         return self
 
     def keeps(self, name: str) -> bool:
@@ -218,7 +272,7 @@ def _sentence(model: type[BaseModel], error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
     if first["type"] == "extra_forbidden":
         *way, name = (str(part) for part in first["loc"])
-        for step in way:
+        for step in (part for part in way if not part.isdigit()):  # a place in a list has no fields of its own
             annotation = model.model_fields[step].annotation
             args = [a for a in getattr(annotation, "__args__", ()) if isinstance(a, type) and issubclass(a, BaseModel)]
             model = args[0] if args else annotation  # type: ignore[assignment]  # a field of ours is a model here

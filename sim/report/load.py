@@ -9,6 +9,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -82,9 +83,9 @@ def _study(folder: Path, raw: Mapping[str, Any]) -> Report:
     cells = validated(tuple[Cell, ...], raw.get("cells", []), place)
     claims = validated(tuple[Claim, ...], raw.get("claims", []), place)
     runs, unread = [], 0
-    for cell, (label, arm) in zip(cells, labelled(cells), strict=True):
+    for cell, (label, arm), kind in zip(cells, labelled(cells), _kinds(cells), strict=True):
         run, broken = _run_of_cell(folder, cell, label, arm)
-        runs.append(run)
+        runs.append(replace(run, kind=kind or study.title))
         unread += broken
     title = study.title or folder.resolve().name
     return Report(title, study, tuple(runs), claims, _mapping(raw.get("versions")), unread)
@@ -114,8 +115,7 @@ def labelled(cells: tuple[Cell, ...]) -> Iterator[tuple[str, str]]:
 
     Cells whose axes say the same also carry their key, so that no two labels are equal.
     """
-    names = list(dict.fromkeys(axis for cell in cells for axis in cell.axes))
-    varying = [axis for axis in names if len({str(cell.axes.get(axis)) for cell in cells}) > 1] or names
+    varying = _varying(cells)
     seen: Counter[str] = Counter()
     for cell in cells:
         parts = {axis: _part(axis, cell.axes[axis]) for axis in varying if axis in cell.axes}
@@ -123,6 +123,18 @@ def labelled(cells: tuple[Cell, ...]) -> Iterator[tuple[str, str]]:
         arm = " · ".join(part for axis, part in parts.items() if axis != "task")
         seen[label] += 1
         yield (label, arm or label) if seen[label] == 1 else (f"{label} ({cell.key})", f"{arm or label} ({cell.key})")
+
+
+def _kinds(cells: tuple[Cell, ...]) -> list[str]:
+    """What each cell is but for its task and its seed: cells of one kind are repetitions of each other."""
+    axes = [axis for axis in _varying(cells) if axis not in ("task", "seed")]
+    return [" · ".join(_part(axis, cell.axes[axis]) for axis in axes if axis in cell.axes) for cell in cells]
+
+
+def _varying(cells: tuple[Cell, ...]) -> list[str]:
+    """The axes on which the cells differ, in order; all of them where they differ on none."""
+    names = list(dict.fromkeys(axis for cell in cells for axis in cell.axes))
+    return [axis for axis in names if len({str(cell.axes.get(axis)) for cell in cells}) > 1] or names
 
 
 def _part(axis: str, value: object) -> str:

@@ -11,7 +11,21 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
-__all__ = ["Adversary", "Attacked", "Cell", "Claim", "Guessed", "Metric", "Peer", "Report", "Run", "Study", "Summary"]
+__all__ = [
+    "Adversary",
+    "Attacked",
+    "Cell",
+    "Claim",
+    "Guessed",
+    "Metric",
+    "Peer",
+    "Report",
+    "Run",
+    "Setup",
+    "Study",
+    "Summary",
+    "Tampering",
+]
 
 
 def _words(value: object) -> str:
@@ -44,6 +58,22 @@ class Adversary:
     vantage: Words = ""
     controls: tuple[int, ...] = ()
     taps_wire: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Tampering:
+    """The scenario's adversary: who tampers, by number, or with none named, who sits at the vantage."""
+
+    vantage: Words = ""
+    tamper: Any = None
+    peers: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What the report reads of a run's scenario."""
+
+    adversary: Tampering | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +145,7 @@ class Summary:
     protections: Mapping[str, Any] = field(default_factory=dict)
     guards: tuple[Any, ...] = ()
     codec: Any = None
+    scenario: Setup = field(default_factory=Setup)
     attacks: tuple[Attacked, ...] = ()
 
 
@@ -150,17 +181,21 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One line of `metrics.jsonl`: a peer's training loss and, where it was measured, its test accuracy."""
+    """One line of `metrics.jsonl`: a peer's training loss and, where it was measured, its test accuracy; `t` seconds
+    after the run began, with so many bytes sent by then."""
 
     peer: int = 0
     round: int = 0
     loss: float | None = None
     accuracy: float | None = None
+    t: float | None = None
+    bytes_sent: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run as the report shows it: `label` says where it sits on the axes, `arm` the same without the task."""
+    """One run as the report shows it: `label` says where it sits on the axes, `arm` the same without the task, `kind`
+    without task and seed."""
 
     label: str
     arm: str
@@ -169,6 +204,7 @@ class Run:
     metrics: tuple[Metric, ...] = ()
     events: Mapping[str, int] = field(default_factory=dict)
     record: Mapping[str, Any] = field(default_factory=dict)
+    kind: str = ""
 
 
 @dataclass(frozen=True, slots=True)

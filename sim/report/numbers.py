@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 
-__all__ = ["NOTHING", "amount", "decibels", "described", "duration", "gain", "percent", "share", "similarity"]
+__all__ = ["NOTHING", "amount", "decibels", "described", "duration", "gain", "percent", "share", "similarity", "times"]
 
 NOTHING = "–"
 _UNITS = ("B", "kB", "MB", "GB", "TB")
@@ -53,6 +53,13 @@ def duration(value: float | None) -> str:
     if value < 120:
         return f"{value:.1f}{_SPACE}s" if value < 10 else f"{value:.0f}{_SPACE}s"
     return f"{value // 60:.0f}{_SPACE}min {value % 60:.0f}{_SPACE}s"
+
+
+def times(value: float | None) -> str:
+    """A ratio, to three figures, and never as a power of ten."""
+    if value is None:
+        return NOTHING
+    return f"{value:.0f}{_SPACE}×" if value >= 99.95 else f"{value:.3g}{_SPACE}×"
 
 
 def described(value: object) -> str:

@@ -16,7 +16,8 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from veilmesh.sim.report import numbers
-from veilmesh.sim.report.charts import Chart, line_chart
+from veilmesh.sim.report.charts import BYTES, SECONDS, Chart, line_chart
+from veilmesh.sim.report.costs import Arm, arms, by_bytes, by_time, costs
 from veilmesh.sim.report.curves import Series, accuracy, loss
 from veilmesh.sim.report.gallery import galleries
 from veilmesh.sim.report.load import read_report
@@ -59,6 +60,7 @@ def _parts(report: Report) -> dict[str, Any]:
         "galleries": [gallery for run in runs for gallery in galleries(run)],
         "strips": _strips(report),
         "curves": _curves(runs),
+        "costs": _costs(runs),
         "meshes": _meshes(runs),
         "mesh_kinds": mesh_kinds([run.summary for run in runs if run.summary]),
         "protections": protections(runs),
@@ -114,10 +116,7 @@ def _strips(report: Report) -> Markup | None:
 
 def _curves(runs: Sequence[Run]) -> list[Mapping[str, Any]]:
     """Accuracy and loss of the runs of each task, at most as many runs to a chart as there are colours."""
-    by_task: dict[str, list[Run]] = {}
-    for run in runs:
-        by_task.setdefault(run.summary.task if run.summary else "", []).append(run)
-    groups = [(task, of[at : at + SERIES]) for task, of in by_task.items() for at in range(0, len(of), SERIES)]
+    groups = [(task, of[at : at + SERIES]) for task, of in _by_task(runs) for at in range(0, len(of), SERIES)]
     drawn = [{"task": task, "charts": _charts(of)} for task, of in groups]
     return [group for group in drawn if group["charts"]]
 
@@ -127,6 +126,33 @@ def _charts(runs: Sequence[Run]) -> list[Chart]:
     wrong: list[Series] = [series for run in runs if (series := loss(run))]
     charts = [line_chart("Test accuracy", right, shares=True)] if right else []
     return charts + ([line_chart("Training loss", wrong, shares=False)] if wrong else [])
+
+
+def _by_task(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
+    by_task: dict[str, list[Run]] = {}
+    for run in runs:
+        by_task.setdefault(run.summary.task if run.summary else "", []).append(run)
+    return list(by_task.items())
+
+
+def _costs(runs: Sequence[Run]) -> list[Mapping[str, Any]]:
+    """What accuracy cost the arms of each task: charts and a table."""
+    groups = [(task, arms(of)) for task, of in _by_task(runs)]
+    return [
+        {
+            "task": task,
+            "charts": [chart for at in range(0, len(of), SERIES) for chart in _cost_charts(of[at : at + SERIES])],
+            "table": costs(of),
+            "runs": max(len(arm.runs) for arm in of),
+        }
+        for task, of in groups
+        if of
+    ]
+
+
+def _cost_charts(of: Sequence[Arm]) -> list[Chart]:
+    charts = [line_chart("Accuracy by time", by_time(of), shares=True, axis=SECONDS)]
+    return charts + [line_chart("Accuracy by bytes", said, shares=True, axis=BYTES) for said in [by_bytes(of)] if said]
 
 
 def _meshes(runs: Sequence[Run]) -> list[tuple[str, Markup]]:

@@ -20,6 +20,11 @@
 
   const nearest = (points, x) => points.reduce((best, point) => Math.abs(point[0] - x) < Math.abs(best[0] - x) ? point : best);
 
+  const amount = (bytes) => {
+    const power = Math.min(4, Math.max(0, Math.floor(Math.log10(bytes) / 3)));
+    return `${Number((bytes / 1000 ** power).toPrecision(3))}\u202f${["B", "kB", "MB", "GB", "TB"][power]}`;
+  };
+
   const addReadOut = (svg) => {
     const series = JSON.parse(svg.dataset.series);
     const [low, high, start, end, top, bottom] = JSON.parse(svg.dataset.frame);
@@ -29,6 +34,11 @@
     const at = figure.querySelector(".at");
     const rounds = [...new Set(series.flat().map((point) => point[0]))].sort((a, b) => a - b);
     const write = (y) => svg.dataset.shares === "true" ? `${(100 * y).toFixed(1)}\u202f%` : String(Number(y.toPrecision(3)));
+    const along = {
+      round: (x) => `round ${x}`,
+      s: (x) => `${Number(x.toPrecision(3))}\u202fs`,
+      B: (x) => amount(10 ** x),
+    }[svg.dataset.unit];
     const cursor = document.createElementNS("http://www.w3.org/2000/svg", "line");
     cursor.setAttribute("class", "cursor");
     let index = rounds.length;
@@ -38,7 +48,7 @@
       const x = start + (end - start) * (high > low ? (round - low) / (high - low) : 0.5);
       for (const [name, value] of [["x1", x], ["x2", x], ["y1", top], ["y2", bottom]]) cursor.setAttribute(name, value);
       svg.append(cursor);
-      at.textContent = `round ${round}`;
+      at.textContent = along(round);
       series.forEach((points, i) => { values[i].textContent = write(nearest(points, round)[1]); });
     };
     const hide = () => {

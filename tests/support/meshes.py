@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 
-__all__ = ["WAIT", "alive", "family", "members", "rounds_done", "up", "wait_for"]
+__all__ = ["WAIT", "alive", "family", "members", "rounds_done", "up", "veilmesh", "veilmesh_up", "wait_for"]
 
 WAIT = 90.0  # for anything that has to happen; nothing here is timed
 
@@ -30,6 +30,22 @@ def wait_for(met: Callable[[], Any], what: str) -> Any:
 @contextlib.contextmanager
 def up(folder: Path, *options: str, limit: Callable[[], None] | None = None) -> Iterator[subprocess.Popen[str]]:
     """`veilmesh up` in a process of its own, in which `limit` is called first."""
+    with veilmesh_up(folder.parent, "--out", str(folder), *options, limit=limit) as process:
+        yield process
+
+
+@contextlib.contextmanager
+def veilmesh_up(
+    where: Path, *arguments: str, limit: Callable[[], None] | None = None
+) -> Iterator[subprocess.Popen[str]]:
+    """`veilmesh up` with these arguments and no others, in a process of its own that works in `where`."""
+    with veilmesh(where, "up", *arguments, limit=limit) as process:
+        yield process
+
+
+@contextlib.contextmanager
+def veilmesh(where: Path, *arguments: str, limit: Callable[[], None] | None = None) -> Iterator[subprocess.Popen[str]]:
+    """Any command, in a process of its own that works in `where`; it and all it started are ended at last."""
 
     def before() -> None:
         # As in a terminal: where a shell started the tests in the background, SIGINT is ignored, and that is inherited.
@@ -38,11 +54,11 @@ def up(folder: Path, *options: str, limit: Callable[[], None] | None = None) -> 
             limit()
 
     process = subprocess.Popen(
-        [sys.executable, "-m", "veilmesh.cli.main", "up", "--out", str(folder), *options],
+        [sys.executable, "-m", "veilmesh.cli.main", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        cwd=folder.parent,
+        cwd=where,
         preexec_fn=before,
     )
     try:
