@@ -10,7 +10,8 @@ heard with the public weights, which gives x_v^t, and the difference of xhat_v (
 difference (Pasquini et al., arXiv 2205.08443, section 4). Where it hears only a part of v's neighbours, the others are
 taken to stand at the mean of the copies it holds; `coverage` is the part of v's row of W that it did hear.
 
-In the star the hub said where training began, and the clients say their updates themselves.
+In the star the hub said where training began, and the clients say their updates themselves. What SCAFFOLD and DiLoCo
+add to that is in `followed.py`; an `Observed` never contains it.
 """
 
 from collections.abc import Iterator, Mapping
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from veilmesh.attacks.followed import ControlVariates, OuterSteps
 from veilmesh.attacks.view import Public, View
 from veilmesh.core import RemoteError
 from veilmesh.crypto.codecs import table
@@ -28,7 +30,7 @@ from veilmesh.swarm import messages
 __all__ = ["Observed", "observe_updates"]
 
 _FULL = 1.0 - 1e-6  # of a row of W: rows sum to one up to rounding
-_PUBLIC_COPIES = ("gossip", "choco")  # the meshes whose messages are read here; what others say means something else
+_PUBLIC_COPIES = ("choco", "diloco", "gossip")  # the meshes whose messages are read here; others mean something else
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -104,21 +106,32 @@ class _Heard:
     updates: Mapping[int, Mapping[PeerId, messages.Update]]
     models: Mapping[int, Mapping[PeerId, bytes]]  # a hub's global model at the beginning of a round
     copies: Mapping[int, Mapping[PeerId, bytes]]  # a gossip peer's public copy after its update of a round
+    changes: Mapping[int, Mapping[PeerId, messages.ControlledUpdate]]  # SCAFFOLD's, which stand in `updates` too
+    controls: Mapping[int, messages.ControlledModel]  # SCAFFOLD's models, which stand in `models` too
 
     @classmethod
     def of(cls, view: View) -> "_Heard":
         updates: dict[int, dict[PeerId, messages.Update]] = {}
         models: dict[int, dict[PeerId, bytes]] = {}
         copies: dict[int, dict[PeerId, bytes]] = {}
+        changes: dict[int, dict[PeerId, messages.ControlledUpdate]] = {}
+        controls: dict[int, messages.ControlledModel] = {}
         for record in view.records:
             match _message(record.body):
                 case messages.Update() as update:
                     updates.setdefault(update.round, {}).setdefault(record.sender, update)
+                case messages.ControlledUpdate(round=round_, samples=samples, blob=blob) as change:
+                    plain = messages.Update(round_, samples, blob)
+                    updates.setdefault(round_, {}).setdefault(record.sender, plain)
+                    changes.setdefault(round_, {}).setdefault(record.sender, change)
+                case messages.ControlledModel(round=round_, blob=blob) as model if record.sender == view.public.server:
+                    models.setdefault(round_, {}).setdefault(record.sender, blob)
+                    controls.setdefault(round_, model)
                 case messages.Model(round=round_, blob=blob):
                     models.setdefault(round_, {}).setdefault(record.sender, blob)
                 case messages.Copy(round=round_, blob=blob):
                     copies.setdefault(round_, {}).setdefault(record.sender, blob)
-        return cls(view.public.initial.size, updates, models, copies)
+        return cls(view.public.initial.size, updates, models, copies, changes, controls)
 
     def rounds(self) -> list[int]:
         return sorted(self.updates.keys() | self.copies.keys())
@@ -158,27 +171,34 @@ def _message(body: bytes | None) -> messages.Message | None:
 def _in_star(public: Public, heard: _Heard) -> Iterator[Observed]:
     """The hub's view. A client's start is the hub's model of that round; error feedback blurs all but the first."""
     start, known = public.initial, 0
+    variates = ControlVariates(public)
     for round_ in heard.rounds():
         for at in (r for r in sorted(heard.models) if known < r <= round_):
             models = heard.whole({p: b for p, b in heard.models[at].items() if p == public.server})
             start, known = next(iter(models.values()), start), at if models else known
+            variates.model(heard.controls.get(at))
         for victim, said in heard.said(round_).items():
             if victim == public.server:
                 continue
             exact = known == round_ and (round_ == 0 or said.lossless)
             coverage = float(known == round_)
-            yield Observed(victim, round_, start, said.values, said.said, said.samples, exact, coverage)
+            update = variates.freed(victim, said.values)
+            variates.change(victim, heard.changes.get(round_, {}).get(victim))
+            yield Observed(victim, round_, start, update, said.said, said.samples, exact, coverage)
 
 
 def _in_gossip(public: Public, heard: _Heard) -> Iterator[Observed]:
     """A neighbour's view: neighbour differences between public copies."""
-    copies = _Copies(public)
+    copies, outer = _Copies(public), OuterSteps(public)
     for round_ in heard.rounds():
         before = copies.after(round_ - 1)
         said = {p: s for p, s in heard.said(round_).items() if p in before.vectors}
         copies.add(round_, said, heard.whole(heard.copies.get(round_, {})))
         for victim, one in said.items():
-            start, coverage = before.mixed(public, victim)
+            begun = outer.start(victim, round_, *before.mixed(public, victim))
+            if begun is None:
+                continue
+            start, coverage = begun
             # the first difference is the update itself, to the bit; later ones still hold what mixing moved
             update = one.values if round_ == 0 else copies.of(victim) - start
             # Other rules than the mean are not followed here: behind them the start is only near.

@@ -46,6 +46,8 @@ class Public:
     weights: Mapping[PeerId, Mapping[PeerId, float]]  # gossip matrix W: row of v -> {j: W_vj}, own weight included
     peers: tuple[PeerId, ...]  # everybody, sorted
     server: PeerId | None = None  # the star's hub
+    options: Mapping[str, Any] = field(default_factory=dict)  # the strategy's, defaults included
+    optimizer: str = "sgd"  # what clients train with: behind "adam", an update is no multiple of a gradient
     aggregator: str = "mean"  # what peers, or the hub, make one model of many with
     pictures: NDArray[np.float32] | None = (
         None  # (N, C, H, W) public pictures of the same kind, disjoint from all private

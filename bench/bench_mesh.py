@@ -91,7 +91,7 @@ def scenario(mesh: Mesh, data: Path) -> dict[str, Any]:
         "evaluate_every": mesh.rounds,
         "task": {"name": "mnist", "path": str(data)},
         "model": {"name": "mlp", "hidden": [256, 128]},
-        "training": {"batch": BATCH, "local_steps": steps, "learning_rate": 1e-3},
+        "training": {"batch": BATCH, "local_steps": steps, "learning_rate": 1e-3, "optimizer": "adam"},
         "topology": mesh.topology,
     }
 

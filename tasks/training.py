@@ -1,7 +1,8 @@
-"""Local training as data in, data out: some steps of plain SGD on a peer's own pictures, and a test score.
+"""Local training as data in, data out: some steps of SGD or Adam on a peer's own pictures, and a test score.
 
 The parameters of the one module are views into one flat buffer, so a round costs one copy in and one out; gradients
-come from `torch.autograd.grad`, without an optimiser. The number of threads is the caller's business.
+come from `torch.autograd.grad` and are written to one flat buffer too, where `optimizers` take them. The number of
+threads is the caller's business.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from torch.nn import functional
 
 from veilmesh.core import BadInput, LocalError
 from veilmesh.tasks.data.base import Labels, Pictures
+from veilmesh.tasks.optimizers import optimizer
 from veilmesh.tasks.work import Evaluate, Evaluated, Indices, Settings, Train, Trained, Vector, batch_place, epoch_order
 
 __all__ = ["Evaluate", "Evaluated", "Settings", "Train", "Trained", "Trainer"]
@@ -47,6 +49,8 @@ class Trainer:
         self._model = build().train()
         self._parameters = list(self._model.parameters())
         self._flat = _flatten(self._parameters)
+        self._start = torch.empty_like(self._flat)  # what a round of several steps began with
+        self._optimizer = optimizer(settings, self._flat.numel())
         self._order: tuple[int, Indices] | None = None  # the epoch that was asked for last, and its order
 
     def run(self, tasks: Sequence[object]) -> list[object]:
@@ -55,30 +59,32 @@ class Trainer:
 
     def _run_one(self, task: object) -> object:
         match task:
-            case Train(round=round, parameters=parameters):
-                return self._train(round, parameters)
+            case Train():
+                return self._train(task)
             case Evaluate(parameters=parameters):
                 return self._evaluate(parameters)
         raise LocalError(f"a trainer cannot do a {type(task).__name__}")
 
-    def _train(self, round: int, parameters: Vector) -> Trained:
-        """The update is summed by itself, never read off the parameters: `(p - lr g) - p` would lose g's low bits."""
-        self._load(parameters)
-        start = self._flat.clone() if self._settings.local_steps > 1 else self._flat
-        update = velocity = torch.empty(0)
+    def _train(self, task: Train) -> Trained:
+        self._load(task.parameters)
+        if self._settings.local_steps > 1:
+            self._start.copy_(self._flat)
+        correction = None if task.correction is None else self._vector(task.correction)
+        update = self._optimizer.begin()
         losses: list[float] = []
         samples = 0
         for step in range(self._settings.local_steps):
             if step:
-                torch.add(start, update, out=self._flat)
-            batch = torch.from_numpy(self._batch(round, step))
-            loss, gradient = self._gradient(self._x[batch], self._y[batch])
-            velocity = gradient if not step else velocity.mul_(self._settings.momentum).add_(gradient)
-            change = velocity * -self._settings.learning_rate
-            update = change if not step else update.add_(change)
-            losses.append(loss)
+                torch.add(self._start, update, out=self._flat)
+            batch = torch.from_numpy(self._batch(task.round, step))
+            losses.append(self._gradient(batch))
+            if task.proximal and step:  # its gradient is proportional to the way gone, which is nothing at first
+                self._optimizer.gradient.add_(update, alpha=task.proximal)
+            if correction is not None:
+                self._optimizer.gradient.add_(correction)
+            self._optimizer.step(update)
             samples += len(batch)
-        return self._trained(round, update.numpy(), losses, samples)
+        return self._trained(task.round, update.numpy(), losses, samples)
 
     def _trained(self, round: int, update: Vector, losses: list[float], samples: int) -> Trained:
         loss = sum(losses) / len(losses)
@@ -86,10 +92,13 @@ class Trainer:
             raise BadInput(f"Training diverged in round {round}: the loss is not finite; use a lower learning rate.")
         return Trained(update, loss, samples)
 
-    def _gradient(self, x: Tensor, y: Tensor) -> tuple[float, Tensor]:
+    def _gradient(self, batch: Tensor) -> float:
+        """Write the gradient on the pictures `batch` (B,) to the optimizer; the loss."""
+        x, y = self._x.index_select(0, batch), self._y.index_select(0, batch)
         loss = functional.cross_entropy(self._model(x), y)
         gradients = torch.autograd.grad(loss, self._parameters)
-        return loss.item(), torch.cat([g.reshape(-1) for g in gradients])
+        torch.cat([g.reshape(-1) for g in gradients], out=self._optimizer.gradient)
+        return loss.item()
 
     def _evaluate(self, parameters: Vector) -> Evaluated:
         self._load(parameters)
@@ -111,10 +120,17 @@ class Trainer:
         return self._order[1][start:stop]
 
     def _load(self, parameters: Vector) -> None:
-        flat = self._flat.numpy()
-        if parameters.shape != flat.shape or parameters.dtype != np.float32:
-            raise LocalError(f"parameters of {parameters.dtype} {parameters.shape} for a model of {flat.shape}")
-        np.copyto(flat, parameters)
+        self._check(parameters)
+        np.copyto(self._flat.numpy(), parameters)
+
+    def _vector(self, values: Vector) -> Tensor:
+        """A copy of `values` (d,): they may be read-only, which torch has no word for."""
+        self._check(values)
+        return torch.tensor(values)
+
+    def _check(self, values: Vector) -> None:
+        if values.shape != tuple(self._flat.shape) or values.dtype != np.float32:
+            raise LocalError(f"a vector of {values.dtype} {values.shape} for a model of {tuple(self._flat.shape)}")
 
 
 def _flatten(parameters: list[nn.Parameter]) -> Tensor:

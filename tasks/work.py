@@ -5,7 +5,7 @@ batch, and the scorer in `sim/` that recomputes what an attack's guess has to be
 """
 
 from dataclasses import dataclass
-from typing import Annotated, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,28 +26,42 @@ Indices: TypeAlias = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Local training of one round: `local_steps` steps of plain SGD on `batch` pictures each.
+    """Local training of one round: `local_steps` steps on `batch` pictures each, of SGD or of Adam.
 
-    Momentum starts from zero in every round, so a round depends on nothing but the parameters it begins with.
+    Adam is Kingma and Ba's (2015), with the betas 0.9 and 0.999 and an epsilon of 1e-8; `momentum` is SGD's. The
+    optimizer's state starts from zero in every round, so a round depends on nothing but what its task says. Raises
+    LocalError on Adam with momentum.
     """
 
     batch: Annotated[int, Field(ge=1)]
     local_steps: Annotated[int, Field(ge=1)]
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    optimizer: Literal["sgd", "adam"] = "sgd"
+
+    def __post_init__(self) -> None:
+        if self.optimizer == "adam" and self.momentum:
+            raise LocalError("momentum is for sgd; adam has its own")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Train:
-    """Do the local steps of `round` (0, 1, ...) from `parameters` (d,)."""
+    """Do the local steps of `round` (0, 1, ...) from `parameters` (d,).
+
+    Every gradient is taken of the loss plus `proximal` / 2 times the squared distance to `parameters` (FedProx; 0:
+    none), and `correction` (d,) is added to it (SCAFFOLD's c - c_i).
+    """
 
     round: int
     parameters: Vector
+    proximal: float = 0.0
+    correction: Vector | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Trained:
-    """`update` (d,): new parameters minus old; `loss`: mean over the local steps, each before its step.
+    """`update` (d,): new parameters minus old; `loss`: mean over the local steps, each before its step, and of the
+    pictures alone: a proximal term or a correction is not in it.
 
     `samples` is how many pictures stand behind the update: batch times local steps.
     """

@@ -71,7 +71,15 @@ def counts_by_expectation(gradient: Floats, batch: int, expected: Floats) -> Lab
 
 
 def _counts(network: Network, observed: Observed, public: Public) -> tuple[Labels, float]:
-    """Class counts (K,), and how badly they explain the observed bias gradient: 1 - cosine."""
+    """Class counts (K,), and how badly they explain the observed bias gradient: 1 - cosine.
+
+    Every attack of this folder comes through here first. Raises BadInput where an update is no multiple of a gradient.
+    """
+    if public.optimizer != "sgd":
+        raise BadInput(
+            f"This run trained with {public.optimizer}, behind which an update is no multiple of a gradient, and the "
+            "attacks here take it for one; run them with training.optimizer = sgd. It says nothing about privacy."
+        )
     network.load(observed.start)
     gradient = _bias_gradient(network, observed.update) / (-public.learning_rate * public.local_steps)
     expected = network.confidence()

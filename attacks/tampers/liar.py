@@ -41,7 +41,7 @@ from veilmesh.swarm.strategies.base import Trained
 
 __all__ = ["PROTOCOLS", "Claim", "Heard", "Liar", "Lie"]
 
-PROTOCOLS = ("choco", "fedavg", "fedsgd", "gossip")
+PROTOCOLS = ("choco", "diloco", "fedavg", "fedprox", "fedsgd", "gossip")
 """Where a liar knows what an update means; elsewhere a scenario with one is refused."""
 
 _LARGEST = np.float32(1e30)

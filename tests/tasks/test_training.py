@@ -1,5 +1,7 @@
 """Local training: an update is what it says, comes out the same every time, and teaches."""
 
+import subprocess
+import sys
 from functools import partial
 
 import numpy as np
@@ -202,3 +204,132 @@ def test_segmentation_learns() -> None:
     (after,) = worker.run([Evaluate(vector)])
     assert isinstance(after, Evaluated)
     assert after.accuracy > 0.8
+
+
+# --- Adam, the proximal term, the correction -------------------------------------------------------------------------
+
+
+def ask(settings: Settings, task: Train, model: str = "mlp") -> Trained:
+    (result,) = trainer(settings, model).run([task])
+    assert isinstance(result, Trained)
+    return result
+
+
+def gradients(parameters: np.ndarray, steps: int, batch: int, round: int, step: int) -> np.ndarray:
+    x, y = tiny()
+    chosen = batch_indices(7, 0, round, step, len(x), batch, steps)
+    return reference_gradient("mlp", parameters, x[chosen], y[chosen])[1]
+
+
+@pytest.mark.parametrize("model", ["mlp", "convnet"])
+def test_adam_is_torchs(model: str) -> None:
+    """Side by side with `torch.optim.Adam` on the same batches, parameter tensor by parameter tensor."""
+    x, y = tiny()
+    steps, rate = 7, 0.01
+    result = ask(Settings(4, steps, rate, optimizer="adam"), Train(2, start(model)), model)
+    module = build_model(model, {}, (1, 6, 6), 3, 0)
+    vector_to_parameters(module, start(model))
+    reference = torch.optim.Adam(module.parameters(), lr=rate)
+    losses = []
+    for step in range(steps):
+        chosen = batch_indices(7, 0, 2, step, len(x), 4, steps)
+        loss = torch.nn.functional.cross_entropy(module(torch.from_numpy(x[chosen])), torch.from_numpy(y[chosen]))
+        reference.zero_grad()
+        loss.backward()
+        reference.step()
+        losses.append(loss.item())
+    after = np.concatenate([p.detach().numpy().ravel() for p in module.parameters()])
+    np.testing.assert_allclose(start(model) + result.update, after, rtol=1e-4, atol=1e-6)
+    assert result.loss == pytest.approx(np.mean(losses), rel=1e-5)
+    assert np.abs(result.update).max() > rate  # it went somewhere
+
+
+def test_adam_begins_afresh_in_every_round() -> None:
+    options = Settings(3, 4, 0.01, optimizer="adam")
+    busy, fresh = trainer(options), trainer(options)
+    first = train(busy, 0, start())
+    busy.run([Train(5, start() + first.update), Train(2, start())])
+    again, other = train(busy, 0, start()), train(fresh, 0, start())
+    assert again.update.tobytes() == other.update.tobytes() == first.update.tobytes()
+
+
+def test_adams_first_step_is_the_rate_in_the_gradients_sign() -> None:
+    result = ask(Settings(12, 1, 0.01, optimizer="adam"), Train(0, start()))
+    gradient = gradients(start(), 1, 12, 0, 0)
+    large = np.abs(gradient) > 1e-4
+    np.testing.assert_allclose(result.update[large], -0.01 * np.sign(gradient[large]), rtol=1e-3)
+
+
+def test_adam_loads_no_compiler() -> None:
+    """`torch.optim.Adam.step` would import torch's compiler, a second and many megabytes, in every worker."""
+    program = (
+        "import sys, numpy as np\nfrom functools import partial\n"
+        "from veilmesh.tasks.models.build import build_model, initial_vector\n"
+        "from veilmesh.tasks.training import Settings, Train, Trainer\n"
+        "x, y = np.zeros((4, 1, 6, 6), np.float32), np.zeros(4, np.int64)\n"
+        "build = partial(build_model, 'mlp', {}, (1, 6, 6), 3, 0)\n"
+        "worker = Trainer(x, y, x, y, build, Settings(2, 2, 0.01, optimizer='adam'), 0, 0)\n"
+        "worker.run([Train(0, initial_vector('mlp', {}, (1, 6, 6), 3, 0))])\n"
+        "print('torch._dynamo' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "False", done.stderr
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_the_proximal_term_pulls_back_to_where_the_round_began(momentum: float) -> None:
+    mu, rate, steps = 0.7, 0.1, 4
+    result = ask(Settings(2, steps, rate, momentum), Train(5, start(), proximal=mu))
+    update, velocity = np.zeros_like(start()), np.zeros_like(start())
+    for step in range(steps):
+        gradient = gradients(start() + update, steps, 2, 5, step) + np.float32(mu) * update
+        velocity = np.float32(momentum) * velocity + gradient
+        update = update - np.float32(rate) * velocity
+    np.testing.assert_allclose(result.update, update, rtol=1e-4, atol=1e-7)
+    plain = ask(Settings(2, steps, rate, momentum), Train(5, start()))
+    assert np.linalg.norm(result.update) < np.linalg.norm(plain.update)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_no_term_and_no_correction_are_nothing_to_the_bit(optimizer: str) -> None:
+    options = Settings(2, 5, 0.1, optimizer=optimizer)
+    plain = ask(options, Train(1, start()))
+    same = ask(options, Train(1, start(), 0.0, None))
+    assert same.update.tobytes() == plain.update.tobytes()
+    once = Settings(2, 1, 0.1, optimizer=optimizer)
+    assert ask(once, Train(1, start(), 3.0)).update.tobytes() == ask(once, Train(1, start())).update.tobytes()
+
+
+def test_a_correction_is_added_to_every_gradient() -> None:
+    rate, steps = 0.1, 3
+    correction = np.random.default_rng(1).standard_normal(start().size).astype(np.float32)
+    correction.setflags(write=False)
+    result = ask(Settings(2, steps, rate), Train(5, start(), correction=correction))
+    update = np.zeros_like(start())
+    for step in range(steps):
+        update = update - np.float32(rate) * (gradients(start() + update, steps, 2, 5, step) + correction)
+    np.testing.assert_allclose(result.update, update, rtol=1e-4, atol=1e-6)
+    once = ask(Settings(2, 1, rate), Train(5, start(), correction=correction))
+    wanted = np.float32(-rate) * (gradients(start(), 1, 2, 5, 0) + correction)
+    assert once.update.tobytes() == wanted.tobytes()
+
+
+def test_scaffolds_variate_is_the_mean_of_the_gradients() -> None:
+    """Option II reads sum_k g_k off the way gone: c_i+ = c_i - c + (x - y) / (K lr)."""
+    rate, steps = 0.05, 4
+    rng = np.random.default_rng(2)
+    c, own = (rng.standard_normal((2, start().size)) / 10).astype(np.float32)
+    result = ask(Settings(2, steps, rate), Train(1, start(), correction=c - own))
+    found, update, seen = own - c - result.update / np.float32(steps * rate), np.zeros_like(start()), []
+    for step in range(steps):
+        seen.append(gradients(start() + update, steps, 2, 1, step))
+        update = update - np.float32(rate) * (seen[-1] + c - own)
+    np.testing.assert_allclose(found, np.mean(seen, axis=0), rtol=1e-3, atol=1e-5)
+
+
+def test_what_cannot_be_is_our_bug() -> None:
+    with pytest.raises(LocalError, match="momentum"):
+        Settings(1, 1, 0.1, 0.9, "adam")
+    for wrong in (np.zeros(3, dtype=np.float32), start().astype(np.float64)):
+        with pytest.raises(LocalError, match="for a model of"):
+            ask(Settings(1, 1, 0.1), Train(0, start(), correction=wrong))  # type: ignore[arg-type]  # that is the point
