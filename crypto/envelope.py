@@ -132,6 +132,14 @@ class Mailroom:
         self._contacts[contact.public] = self._by_peer[card.peer] = contact
         return True
 
+    def forget(self, peer: PeerId) -> None:
+        """Take `peer` out of the roster, with its sessions.
+
+        Frames that were taken under its card could then be taken again: the caller never admits that card again.
+        """
+        if (contact := self._by_peer.pop(peer, None)) is not None:
+            del self._contacts[contact.public]
+
     def card(self, peer: PeerId) -> Card | None:
         """The card under which `peer` is in the roster, or None."""
         contact = self._by_peer.get(peer)

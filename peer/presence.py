@@ -1,8 +1,8 @@
 """Signs of life: who is here, who hears us, and whether the mesh is up.
 
 Every neighbour is told once per heartbeat that we are here, and whether we have heard it; one that asks is answered at
-once. The mesh is up when all that this peer begins with have answered; or, if it joins a mesh by way of contacts, one
-of those; or, if it has neither, from the start.
+once. The mesh is up when all that this peer begins with have answered; or, if it joins a mesh by way of contacts, all
+of those, or one and a moment has passed; or, if it has neither, from the start.
 """
 
 from collections.abc import Callable
@@ -17,8 +17,9 @@ from veilmesh.peer.outbox import Outbox
 
 __all__ = ["HEARD", "NOT_YET", "Presence"]
 
-_GATHER_SECONDS: Final = 2.0
 _CALL_SECONDS: Final = 0.2
+_GATHER_CALLS: Final = 10
+"""Once one contact has let a newcomer in, the others have so many calls' time: what one says another can vouch for."""
 
 NOT_YET: Final = b"\x00"
 HEARD: Final = b"\x01"
@@ -64,13 +65,15 @@ class Presence:
 
     async def come_up(self, seconds: float) -> str | None:
         """Wait until the mesh is up, calling all the while; after so many seconds, a sentence that says for whom."""
+        gathering = _GATHER_CALLS
         with anyio.move_on_after(seconds):
             while not self.up.is_set():
                 self.call()
                 with anyio.move_on_after(_CALL_SECONDS):
                     await self.up.wait()
+                if self._answered() and (gathering := gathering - 1) <= 0:
+                    self.up.set()
         if self.up.is_set():
-            await self._gather()
             return None
         names, who = (
             (", ".join, "they run") if self._founders else (" or ".join, "one of them runs, lets this peer in,")
@@ -79,12 +82,6 @@ class Presence:
             f"Waited {seconds:g} s for {names(self.awaited)} to answer, in vain; "
             f"see that {who} and can be reached, or raise timing.start."
         )
-
-    async def _gather(self) -> None:
-        """One contact let this newcomer in; give the others a moment too: what one says another can vouch for."""
-        with anyio.move_on_after(_GATHER_SECONDS):
-            while not self._founders and self._contacts - self.members.present:
-                await anyio.sleep(_CALL_SECONDS / 4)
 
     def call(self) -> None:
         """Say to those that have not answered yet that we are here."""
@@ -165,9 +162,13 @@ class Presence:
         if self._founders:
             up = self._hears_us >= self._founders and not self._founders & set(self.members.unheard)
         else:
-            up = not self._contacts or bool(self._contacts & self._hears_us & self.members.present)
+            up = self._answered() >= self._contacts
         if up:
             self.up.set()
+
+    def _answered(self) -> frozenset[PeerId]:
+        """The contacts that have let this newcomer in."""
+        return self._contacts & self._hears_us & self.members.present
 
     def _say(self) -> None:
         if self.up.is_set():  # before that, `Started` will say it

@@ -76,7 +76,7 @@ class Places:
                 continue
             renewal = anyio.current_time() + RENEW * lasts
             self._until[relay] = renewal
-            while anyio.current_time() < renewal and libp2p_host.connections(self._host, relay):  # noqa: ASYNC110
+            while anyio.current_time() < renewal and libp2p_host.connections(self._host, relay):  # noqa: ASYNC110  # no event
                 await anyio.sleep(LOOK_SECONDS)  # a lost connection has no event here
             if not libp2p_host.connections(self._host, relay):
                 self._until.pop(relay, None)
