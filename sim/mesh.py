@@ -243,7 +243,7 @@ class Mesh:
             self._note(index, Note("ended", {"how": how}))
 
     def _come_up(self, index: int) -> None:
-        """A member has begun to train. Once all have, the time of faults begins: what hits a start is another matter."""
+        """A member has begun to train. Once all have, the time of faults begins: a start is another matter."""
         self._up.add(index)
         if self._up.issuperset(range(self._cast.size)):
             now, scenario = time.monotonic(), self._cast.scenario

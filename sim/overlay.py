@@ -1,14 +1,12 @@
 """Who mixes with whom in a mesh whose members come and go: the scenario's topology on whoever is there.
 
-Members that believe the same of who is there get rows of one matrix; while they do not, each has a row that adds up to
-one, which is all that mixing needs to stay inside the range of what was said.
+Only graphs that hardly change with one member more or less: a complete one, or the ring of the sorted ids. Members that
+believe the same of who is there get rows of one matrix; while they do not, each has a row that adds up to one,
+which is all that mixing needs to stay inside the range of what was said.
 """
 
 from collections.abc import Mapping, Sequence
 
-import networkx as nx
-
-from veilmesh.core import BadInput
 from veilmesh.peer.machine import PeerId
 from veilmesh.swarm.strategies.base import Strategy
 from veilmesh.swarm.topology import Topology
@@ -23,7 +21,7 @@ class Overlay:
 
     Args:
         strategy: whose weights.
-        topology: the family of graphs; where it has none of a size, the complete one takes its place.
+        topology: the family of graphs.
         seed: the scenario's, for graphs that are drawn.
     """
 
@@ -42,11 +40,5 @@ class Overlay:
         if size not in self._rows:
             if len(self._rows) >= _SIZES:
                 del self._rows[next(size for size in self._rows if size > 1)]
-            self._rows[size] = self._strategy.weights(self._graph(size))
+            self._rows[size] = self._strategy.weights(self._topology.graph(size, self._seed))
         return self._rows[size]
-
-    def _graph(self, size: int) -> "nx.Graph[int]":
-        try:
-            return self._topology.graph(size, self._seed)
-        except BadInput:
-            return nx.complete_graph(size)

@@ -196,6 +196,11 @@ class Scenario(_Strict):
             raise ValueError(f"nobody can come in from outside to the {self.world} world; set world to libp2p")
         if self.door.open and self.checkpoints.every:
             raise ValueError("a mesh that others join has no common round to go on from; leave out checkpoints.every")
+        if self.door.open and self.topology.name not in ("complete", "ring"):
+            raise ValueError(
+                f"a {self.topology.name} graph would be another one whenever somebody comes or goes; where others may "
+                "join, set topology to complete or ring"
+            )
         if self.churn and not self.door.open:
             raise ValueError("churn is members coming and going; set door.open = true too")
         return self

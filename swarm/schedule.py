@@ -5,10 +5,11 @@ link that the mesh does not have.
 """
 
 from collections.abc import Mapping
+from functools import lru_cache
 
 from veilmesh.core import seed_number
 
-__all__ = ["Rows", "exponential_hops", "exponential_out", "random_out"]
+__all__ = ["Rows", "exponential_hops", "exponential_out", "random_groups", "random_out"]
 
 Rows = Mapping[int, Mapping[int, float]]
 
@@ -34,3 +35,16 @@ def random_out(rows: Rows, seed: int, round_: int, peer: int, count: int) -> tup
         other = place + seed_number(seed, "out", round_, peer, place) % (len(near) - place)
         near[place], near[other] = near[other], near[place]
     return tuple(sorted(near[:count]))
+
+
+@lru_cache(maxsize=64)
+def random_groups(seed: int, round_: int, peers: int, size: int) -> tuple[tuple[int, ...], ...]:
+    """Everybody's group in a round, by place: its members in roster order. A uniformly random division of the roster
+    into groups of about `size`, as even as can be; never a group of one where there are two peers."""
+    shuffled = sorted(range(peers), key=lambda place: (seed_number(seed, "group", round_, place), place))
+    count = max(1, min(-(-peers // size), peers // 2))
+    group_of: dict[int, tuple[int, ...]] = {}
+    for number in range(count):
+        members = tuple(sorted(shuffled[peers * number // count : peers * (number + 1) // count]))
+        group_of |= dict.fromkeys(members, members)
+    return tuple(group_of[place] for place in range(peers))

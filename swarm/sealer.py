@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from veilmesh.core import Refusal, RemoteError, generator
+from veilmesh.core import Refusal, RemoteError, generator, seed_number
 from veilmesh.crypto.codecs import table
 from veilmesh.crypto.codecs.base import Codec, Decoded, Vector
 from veilmesh.swarm.guards.base import Guard, RoundInfo
@@ -50,6 +50,15 @@ class Sealer:
         for place, guard in enumerate(self._guards):
             update = guard.outgoing(update, info, generator(self._seed, "guard", place, self._index, info.round))
         return update
+
+    @property
+    def lossless(self) -> bool:
+        """Whether receivers read just what was encoded."""
+        return self._codec.lossless
+
+    def part(self, dimension: int, *name: str | int) -> "Sealer":
+        """The same peer's codec for a part of the vector, of `dimension`, with random streams of that `name`."""
+        return Sealer((), self._codec, dimension, seed_number(self._seed, "part", *name), self._index)
 
     def encode(self, x: Vector, round_: int) -> tuple[bytes, Vector]:
         """The bytes of `x` (d,), and what every receiver will read in them."""

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from veilmesh.core import BadInput, Registry, seed_number
 
-__all__ = ["TOPOLOGIES", "Topology", "lazy", "metropolis_hastings"]
+__all__ = ["TOPOLOGIES", "Topology", "complete_rows", "lazy", "metropolis_hastings"]
 
 _ATTEMPTS = 100
 _Share = Annotated[float, Field(ge=0, le=1)]
@@ -105,6 +105,15 @@ def metropolis_hastings(graph: "nx.Graph[int]") -> dict[int, dict[int, float]]:
         row[i] = 1.0 - sum(row.values())
         rows[i] = row
     return rows
+
+
+def complete_rows(graph: "nx.Graph[int]", protocol: str) -> dict[int, dict[int, float]]:
+    """W = 1/n everywhere, for a protocol in which anybody may have to speak to anybody. Raises BadInput where a link is
+    missing."""
+    peers = graph.number_of_nodes()
+    if graph.number_of_edges() < peers * (peers - 1) // 2:
+        raise BadInput(f"{protocol} needs a link between any two peers; set topology to complete.")
+    return metropolis_hastings(graph)
 
 
 def lazy(rows: dict[int, dict[int, float]], step: float) -> dict[int, dict[int, float]]:

@@ -1,25 +1,49 @@
 """Asynchronous gossip: nobody waits for anybody.
 
 Theory of operation (after Lian et al. 2018, "Asynchronous decentralized parallel stochastic gradient descent", AD-PSGD,
-whose two-sided averaging is made one-sided here: messages go one way, and nobody waits for an answer; the discount is
-that of Xie et al. 2019, "Asynchronous federated optimization", section 5.2, polynomial):
+with messages that go one way and that nobody answers). A peer has a line h_i, which only it moves; its model x_i is
+the mix of everybody's lines as they were last heard:
 
-    forever:  h_i = x_i + u_i(x_i when training began);  k_i += 1;  nobody is fresh
-              q = C(h_i - xhat_ij) to one neighbour j drawn at random (or to each);  xhat_ij += q
-    on q from j:  xhat_ji += q;  j is fresh, with staleness max(0, k_i - k_j)
-    at any time:  x_i = h_i + sum over the fresh j of a_j (xhat_ji - h_i),  a_j = base_j (1 + staleness)^-discount
-                  base_j = 1 / (1 + number of the fresh) if one neighbour is told, else W_ij
+    x_i = sum over j of W_ij hhat_ji,  hhat_ii = h_i                                  at any time
+    forever:  u_i = what training at x_i comes to, after the guards, times min(1, tolerance / age)
+              h_i += u_i + sum over j heard since the last step of  W_ij (1 + a_ij)^-discount (hhat_ji - h_i(then))
+              k_i += 1;  q = C(h_i - hhat_ij) to one neighbour j drawn at random (or to each);  hhat_ij += q
 
-A mix is a convex combination, so it never leaves the range of what was there; and between two steps of ours a neighbour
-counts once, with its latest, so one that floods us gains nothing by it. xhat_ij is what j was told on this link,
-kept at both of its ends: a message names the one it builds on, and where that is not the last one the receiver has, it
-asks for the whole (`Ask`, `Copy`) and leaves this one out.
+Why two vectors. A step counts W_ij at each peer, at the one that made it too, so all of them follow one sum of steps,
+late as its parts may come: on a complete graph that is asynchronous SGD (Recht et al. 2011; Lian et al. 2015) without a
+server, and models differ by the steps that are under way and by nothing else. Were a step to count in full at home
+until mixing spreads it, as in D-PSGD, a peer whose messages take ten steps would be ten steps deep in its own labels.
+Where not everybody is a neighbour, lines have to mix as well, and there two things go wrong with what is old.
+Averaging with an old line drags back (a mean that moves by v a step falls behind by the age of what it is averaged
+with), so a line is compared with our own of the same age, h_i(then), and the mean of all stays where steps put it. And
+what acts late overshoots, with a gain of more than pi/2 over the delay, so it is discounted by its age. The same bound
+holds for steps: curvature times learning rate times age must stay below pi/2, so where `age`, the median of a_ij over
+the neighbours, is more than `tolerance` steps, steps are made shorter in proportion (Zhang et al. 2016,
+"Staleness-aware async-SGD"). With messages that take less than a step the age is 0, and this is D-PSGD with the
+neighbours' models of one step ago.
 
-States: TRAINING (waits for WorkDone, its own only, which therefore needs no timer) -> CLOSING, after `rounds` local
-steps (waits for the last evaluation) -> stopped. What comes out depends on the order of delivery, and on nothing else.
+The age a_ij of what j said, in steps of ours, follows from the last of our steps that j had heard of when it said it:
+half of what lies between that and now. How many steps j itself has made says nothing about age: a slow peer is not an
+old one. Lines older than `MEMORY` steps are not kept; what is older is compared with the oldest, and drags a little.
+
+x_i is a convex combination of lines, so one that lies moves it by its weight and no more, however often it speaks: its
+latest word counts, once. hhat_ij is what j was told on this link, kept at both of its ends: a message names the
+one it builds on, and where that is not the last one the receiver has, it asks for the whole (`Ask`, `Copy`) and leaves
+this one out. Somebody who is gone leaves its last line behind, and with it what it taught the others.
+
+The end. All are to end together: those who went on after the rest would learn their own labels only. So a peer ends
+once half of itself and its neighbours have made `rounds` steps, or have ended: faster ones have made more by then (but
+never more than twice as many) and slower ones less, and no minority can end a training. Its last word says so; it
+stays, without training, until all neighbours that are present have said theirs, which takes as long as words take, or
+for `patience`: then its model is the mix of everybody's last lines.
+
+States: TRAINING (waits for WorkDone, its own only, which therefore needs no timer) -> LINGERING (waits for last words,
+and a timer) -> CLOSING (waits for the last evaluation) -> stopped. What comes out depends on the order of delivery, and
+on nothing else.
 """
 
 from dataclasses import dataclass
+from statistics import median
 from typing import Annotated, ClassVar, Literal, cast
 
 import networkx as nx
@@ -31,6 +55,7 @@ from veilmesh.crypto.codecs import table
 from veilmesh.crypto.codecs.base import Vector
 from veilmesh.crypto.codecs.dense import Dense
 from veilmesh.peer.machine import (
+    CancelTimer,
     Effect,
     Event,
     Machine,
@@ -39,6 +64,7 @@ from veilmesh.peer.machine import (
     PeersChanged,
     Received,
     Send,
+    SetTimer,
     Started,
     Stop,
     TimerFired,
@@ -53,26 +79,33 @@ from veilmesh.swarm.strategies.base import STRATEGIES, Evaluated, Kit, Outcome, 
 from veilmesh.swarm.strategies.evaluation import Evaluation
 from veilmesh.swarm.topology import metropolis_hastings
 
-__all__ = ["AsyncGossip", "AsyncGossipMachine"]
+__all__ = ["MEMORY", "AsyncGossip", "AsyncGossipMachine"]
+
+
+MEMORY = 16
+"""How many of its own past lines a peer keeps, to compare what is old with."""
 
 
 @STRATEGIES.register("async-gossip")
 @dataclass(frozen=True)
 class AsyncGossip:
-    """Asynchronous gossip (AD-PSGD, one-sided): nobody waits, and what is stale counts less.
+    """Asynchronous gossip (after AD-PSGD, with one-way messages): nobody waits, and steps count alike wherever they are
+    heard.
 
-    `to`: whom a peer tells of a local step, one random neighbour or all of them. `discount`: how fast what is stale
-    loses weight, (1 + steps behind)^-discount; 0 is AD-PSGD's plain average.
+    `to`: whom a peer tells of a local step, one random neighbour or all of them. `discount`: how fast what is old loses
+    its hold on a peer's own line, (1 + age)^-discount. `tolerance`: from which age of what is heard on steps are made
+    shorter, by tolerance / age. Ages are in steps.
     """
 
     to: Literal["one", "all"] = "all"
-    discount: Annotated[float, Field(ge=0, le=8)] = 0.5
+    discount: Annotated[float, Field(ge=0, le=8)] = 1.0
+    tolerance: Annotated[float, Field(gt=0)] = 4.0
 
     centralised: ClassVar[bool] = False
     aggregates: ClassVar[bool] = False
 
     def machine(self, kit: Kit) -> Machine:
-        return AsyncGossipMachine(kit, self.to == "one", self.discount)
+        return AsyncGossipMachine(kit, self)
 
     def weights(self, graph: "nx.Graph[int]") -> dict[int, dict[int, float]]:
         return metropolis_hastings(graph)
@@ -81,19 +114,23 @@ class AsyncGossip:
 class AsyncGossipMachine:
     """One peer of an asynchronous gossip."""
 
-    def __init__(self, kit: Kit, one: bool, discount: float) -> None:
+    def __init__(self, kit: Kit, options: AsyncGossip) -> None:
         self._kit = kit
-        self._one = one
-        self._discount = discount
+        self._options = options
         self._neighbours = tuple(p for p in kit.order if p in kit.weights and p != kit.me)
-        self._half = kit.initial  # after our own last step
-        self._fresh: dict[PeerId, int] = {}  # who was heard since, and by how many steps it was behind
+        self._lines = [kit.initial]  # ours, after each of our last steps
+        self._fresh: dict[PeerId, tuple[float, Vector]] = {}  # heard since: its age, and our line of that age
         self._steps = 0
+        self._samples = 1  # behind our last step
         self._told: dict[PeerId, tuple[int, Vector]] = dict.fromkeys(self._neighbours, (0, kit.initial))
         self._heard: dict[PeerId, tuple[int, Vector]] = dict.fromkeys(self._neighbours, (0, kit.initial))
+        self._known = dict.fromkeys(self._neighbours, 0)  # the last of our steps that it had heard of when it spoke
         self._answered: dict[PeerId, int] = {}
         self._asked: dict[PeerId, int] = {}  # at which of our steps, so that one gap is asked about once a step
         self._present: frozenset[PeerId] = frozenset()
+        self._ended: set[PeerId] = set()  # who said its last word
+        self._lingers = False
+        self._last: Vector | None = None  # the model that is left behind
         self._evaluation = Evaluation(kit)
 
     def handle(self, event: Event, now: float) -> list[Effect]:
@@ -102,79 +139,124 @@ class AsyncGossipMachine:
                 self._present = present
                 return [self._train()]
             case WorkDone(name, result) if name.startswith("train"):
-                return self._stepped(cast(Trained, result))
+                return self._stepped(cast(Trained, result), now)
             case WorkDone(name, result):
                 return self._evaluated(name, cast(Evaluated, result))
             case WorkFailed(name, reason):
                 return [Note("failed", {"work": name, "reason": reason}), self._stop(f"{name}: {reason}")]
             case Received(sender, body):
-                return self._received(sender, messages.decode(body))
+                return self._received(sender, messages.decode(body)) + self._end_if_over(now)
             case PeersChanged(present):
                 self._present = present
-                return []
+                return self._end_if_over(now)
             case TimerFired():
-                return []
+                return self._close()
+        return []
 
     # --- one step ----------------------------------------------------------------------------------------------
 
     def _train(self) -> Work:
         return Work(f"train-{self._steps}", self._kit.work.train(self._steps, self._model()))
 
-    def _stepped(self, trained: Trained) -> list[Effect]:
-        update = self._kit.sealer.guard(trained.update, RoundInfo(self._steps, trained.samples))
+    def _stepped(self, trained: Trained, now: float) -> list[Effect]:
+        if self._lingers:
+            return []  # all was over while we trained
+        update = self._shortened(self._kit.sealer.guard(trained.update, RoundInfo(self._steps, trained.samples)))
         notes = self._notes(trained)
-        self._half = self._model() + update  # what was mixed in meanwhile stays
-        self._fresh = {}
-        receivers = self._receivers()
-        if reason := next(filter(None, map(astray, [self._half, *self._differences(receivers)])), None):
+        line, receivers = self._mixed_line() + update, self._receivers()
+        if reason := next(filter(None, map(astray, [line, *(line - self._told[p][1] for p in receivers)])), None):
             return [self._stop(reason)]
+        self._lines = [*self._lines[-MEMORY:], line]
+        self._fresh, self._samples = {}, trained.samples
         self._steps += 1
-        sends: list[Effect] = [self._tell(p, trained.samples) for p in receivers]
-        return [*sends, *notes, *self._evaluation.due(self._steps, self._model), *self._go_on()]
+        if ends := self._end_if_over(now):
+            return [*notes, *ends]
+        sends = [self._tell(p) for p in receivers]
+        return [*sends, *notes, *self._evaluation.due(self._steps, self._model), self._train()]
+
+    def _shortened(self, update: Vector) -> Vector:
+        """An update (d,), the shorter the older what we know of the others is."""
+        ages = [self._age(p) for p in self._neighbours if p in self._present and p not in self._ended]
+        age, tolerance = median(ages or [0.0]), self._options.tolerance
+        return update if age <= tolerance else update * np.float32(tolerance / age)
+
+    def _age(self, peer: PeerId) -> float:
+        """How many steps ago, on the way between then and now, `peer` said what it said last."""
+        return max(0.0, (self._steps - self._known[peer] - 1) / 2)
 
     def _model(self) -> Vector:
-        """(d,) our last step, mixed with what was heard since, in roster order."""
-        mixed = self._half.copy()
+        """(d,) the mix of all lines as they were last heard, in roster order."""
+        mixed = self._lines[-1].copy()
         for peer in self._neighbours:
-            if peer in self._fresh:
-                base = 1 / (1 + len(self._fresh)) if self._one else self._kit.weights[peer]
-                weight = base * (1 + self._fresh[peer]) ** -self._discount
-                mixed += np.float32(weight) * (self._heard[peer][1] - self._half)
+            mixed += np.float32(self._kit.weights[peer]) * (self._heard[peer][1] - self._lines[-1])
         return mixed
 
-    def _differences(self, receivers: list[PeerId]) -> list[Vector]:
-        return [self._half - self._told[p][1] for p in receivers]
+    def _mixed_line(self) -> Vector:
+        """(d,) our line, mixed with those that were heard since our last step, in roster order."""
+        line = self._lines[-1].copy()
+        for peer in self._neighbours:
+            if peer in self._fresh:
+                age, then = self._fresh[peer]
+                weight = self._kit.weights[peer] * (1 + age) ** -self._options.discount
+                line += np.float32(weight) * (self._heard[peer][1] - then)
+        return line
 
     def _receivers(self) -> list[PeerId]:
         present = [p for p in self._neighbours if p in self._present]
-        if not self._one or not present:
+        if self._options.to == "all" or not present:
             return present
         me = self._kit.order.index(self._kit.me)
         return [present[seed_number(self._kit.seed, "to", me, self._steps) % len(present)]]
 
-    def _tell(self, to: PeerId, samples: int) -> Send:
+    def _tell(self, to: PeerId, last: bool = False) -> Send:
+        """Say our line; a last word counts as a step after the last, since that may be told already."""
         since, told = self._told[to]
-        blob, said = self._kit.sealer.encode(self._half - told, self._steps)
-        self._told[to] = (self._steps, told + said)
-        return Send(to, messages.encode(messages.Delta(self._steps, since, samples, blob)))
+        step = self._steps + last
+        blob, said = self._kit.sealer.encode(self._lines[-1] - told, step)
+        self._told[to] = (step, told + said)
+        return Send(to, messages.encode(messages.Delta(step, since, self._samples, blob, self._heard[to][0], last)))
 
     def _notes(self, trained: Trained) -> list[Effect]:
         heard = len(self._fresh)
-        staleness = sum(self._fresh.values()) / heard if heard else 0.0
+        staleness = sum(age for age, _ in self._fresh.values()) / heard if heard else 0.0
         return [
             Note("trained", {"round": self._steps, "loss": trained.loss}),
             Note("round", {"round": self._steps, "group": 1 + heard, "staleness": staleness}),
         ]
 
-    def _go_on(self) -> list[Effect]:
-        return [self._train()] if self._steps < self._kit.rounds else []
+    # --- the end -----------------------------------------------------------------------------------------------
+
+    def _end_if_over(self, now: float) -> list[Effect]:
+        effects: list[Effect] = []
+        if not self._lingers and self._is_over():
+            self._lingers = True
+            present = [p for p in self._neighbours if p in self._present]
+            effects = [*(self._tell(p, last=True) for p in present), SetTimer("linger", now + self._kit.patience)]
+        if self._lingers and all(p in self._ended for p in self._neighbours if p in self._present):
+            effects += self._close()
+        return effects
+
+    def _is_over(self) -> bool:
+        """Whether half of those who count have made all steps, or have ended; or we made twice as many."""
+        there = [p for p in self._neighbours if p in self._present or p in self._ended]
+        done = sum(p in self._ended or self._heard[p][0] >= self._kit.rounds for p in there)
+        whole = self._steps >= self._kit.rounds
+        return 2 * (done + whole) >= 1 + len(there) or self._steps >= 2 * self._kit.rounds
+
+    def _close(self) -> list[Effect]:
+        if self._last is not None:
+            return []
+        self._last = self._model()
+        task = self._kit.work.evaluate(self._last)
+        return [CancelTimer("linger"), Work(f"evaluate-last-{self._steps}", task)]
 
     def _evaluated(self, name: str, result: Evaluated) -> list[Effect]:
-        note, last = self._evaluation.take(name, result)
-        return [note, self._stop("finished")] if last else [note]
+        note, _ = self._evaluation.take(name, result)
+        return [note, self._stop("finished")] if name.startswith("evaluate-last") else [note]
 
     def _stop(self, reason: str) -> Stop:
-        return Stop(Outcome(self._model(), self._steps, self._evaluation.accuracy, reason))
+        model = self._model() if self._last is None else self._last
+        return Stop(Outcome(model, self._steps, self._evaluation.accuracy, reason))
 
     # --- what neighbours say -----------------------------------------------------------------------------------
 
@@ -186,7 +268,10 @@ class AsyncGossipMachine:
                 return self._take_delta(sender, message)
             case messages.Copy(round=round_, blob=blob):
                 copy = self._kit.sealer.decode_lossless(blob)
-                return self._hear(sender, round_, copy) if self._is_news(sender, round_) else []
+                asked = self._asked.get(sender, self._steps)  # it was made after that
+                if self._is_news(sender, round_):
+                    self._hear(sender, round_, copy, asked)
+                return []
             case messages.Ask(round=round_):
                 return self._answer(sender, round_)
             case _:
@@ -194,23 +279,32 @@ class AsyncGossipMachine:
 
     def _is_news(self, sender: PeerId, round_: int) -> bool:
         """Whether it is later than what we have; a copy may have overtaken it, which is no offence."""
-        if not 0 < round_ <= self._kit.rounds:
-            raise RemoteError(Refusal.MISMATCH, f"step {round_} of {self._kit.rounds}")
+        if not round_:
+            raise RemoteError(Refusal.MISMATCH, "the beginning, which is common to all")
         return round_ > self._heard[sender][0]
 
     def _take_delta(self, sender: PeerId, message: messages.Delta) -> list[Effect]:
-        known, copy = self._heard[sender]
+        known = self._heard[sender][0]
         difference = self._kit.sealer.decode(message.blob).values
-        if not self._is_news(sender, message.round):
-            return []
-        if message.since < known:
-            raise RemoteError(Refusal.MISMATCH, f"a difference to step {message.since} after step {known}")
-        if message.since > known:  # one before it is lost, or still on its way
-            return self._ask(sender, message.since)
-        copy = copy + difference
+        if message.heard > self._told[sender][0]:
+            raise RemoteError(Refusal.MISMATCH, f"it heard of step {message.heard}, which it was never told of")
+        effects: list[Effect] = []
+        if self._is_news(sender, message.round):
+            if message.since < known:
+                raise RemoteError(Refusal.MISMATCH, f"a difference to step {message.since} after step {known}")
+            if message.since > known:  # one before it is lost, or still on its way
+                effects = self._ask(sender, message.since)
+            else:
+                self._hear(sender, message.round, self._moved(sender, difference), message.heard)
+        if message.last:
+            self._ended.add(sender)
+        return effects
+
+    def _moved(self, sender: PeerId, difference: Vector) -> Vector:
+        copy = self._heard[sender][1] + difference
         if (np.abs(copy) > RANGE).any():
             raise RemoteError(Refusal.MISMATCH, f"coordinates beyond {RANGE:g}")
-        return self._hear(sender, message.round, copy)
+        return copy
 
     def _ask(self, sender: PeerId, since: int) -> list[Effect]:
         if self._asked.get(sender) == self._steps:
@@ -218,11 +312,13 @@ class AsyncGossipMachine:
         self._asked[sender] = self._steps
         return [Send(sender, messages.encode(messages.Ask(since)))]
 
-    def _hear(self, sender: PeerId, step: int, copy: Vector) -> list[Effect]:
+    def _hear(self, sender: PeerId, step: int, copy: Vector, heard: int) -> None:
+        """Take note of the line of `sender` after its `step`, said when it had heard of our step `heard`."""
         self._heard[sender] = (step, copy)
-        if self._steps < self._kit.rounds:  # else the model that is being evaluated is the one that is left behind
-            self._fresh[sender] = max(0, self._steps - step)
-        return []
+        self._known[sender] = max(heard, self._known[sender])
+        age = self._age(sender)
+        then = self._lines[max(-1 - int(age), -len(self._lines))]
+        self._fresh[sender] = (age, then)
 
     def _answer(self, sender: PeerId, round_: int) -> list[Effect]:
         step, told = self._told[sender]

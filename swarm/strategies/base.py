@@ -1,6 +1,6 @@
 """What a strategy is given, and what it gives: a kit in, a machine out."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
@@ -39,8 +39,12 @@ class Evaluated(Protocol):
 class WorkSource(Protocol):
     """Makes the tasks a machine asks for: the protocol knows that a peer trains, never how."""
 
-    def train(self, round_: int, parameters: Vector) -> object:
-        """The task whose result is a `Trained`."""
+    def train(self, round_: int, parameters: Vector, proximal: float = 0.0, correction: Vector | None = None) -> object:
+        """The task whose result is a `Trained`.
+
+        `proximal`: the weight of half the squared distance to `parameters`, added to what is minimised. `correction`
+        (d,): added to every gradient.
+        """
         ...
 
     def evaluate(self, parameters: Vector) -> object:
@@ -66,6 +70,14 @@ class Kit:
     aggregator: Aggregator = Mean()
     seed: int = 0  # public, common to all: what everybody must be able to draw alike; no private stream follows from it
     rows: Mapping[int, Mapping[int, float]] = field(default_factory=dict)  # W by places in `order`, public; shared
+    stride: float = 1.0  # local steps x learning rate: a round of plain SGD goes so far along a gradient of length one
+    keep_every: int = 0  # rounds between two checkpoints; 0: none
+    private: int = 0  # what this peer draws secrets from; in the laboratory it follows from the scenario's seed
+    links: Callable[[Sequence[PeerId]], Mapping[PeerId, float]] | None = None
+    """In a mesh whose members come and go: of those that are there (this one too, sorted), this peer's row of W, own
+    weight included; alike for everybody who is given the same members. None: whoever is there at the start is all
+    there ever is, and `weights` is the row."""
+    late: bool = False  # joins a run that is under way; with `links` only
 
 
 @dataclass(frozen=True, slots=True)

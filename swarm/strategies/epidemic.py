@@ -26,7 +26,7 @@ from pydantic import Field
 
 from veilmesh.core import Refusal, RemoteError
 from veilmesh.crypto.codecs.base import Mask, Vector
-from veilmesh.peer.machine import Machine
+from veilmesh.peer.machine import Machine, State
 from veilmesh.swarm import messages
 from veilmesh.swarm.schedule import random_out
 from veilmesh.swarm.sealer import astray
@@ -70,6 +70,12 @@ class EpidemicMachine(ScheduledMachine[Model]):
 
     def _model(self) -> Vector:
         return self._kit.initial + self._y
+
+    def _state(self) -> State:
+        return {"y": self._y}
+
+    def _restore(self, state: State) -> None:
+        self._y = np.asarray(state["y"], np.float32)
 
     def _share(self, update: Vector, samples: int, receivers: int) -> messages.Message | str:
         y = self._y + update

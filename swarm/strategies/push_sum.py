@@ -34,7 +34,7 @@ from veilmesh.core import BadInput, Refusal, RemoteError
 from veilmesh.crypto.codecs import table
 from veilmesh.crypto.codecs.base import Mask, Vector
 from veilmesh.crypto.codecs.dense import Dense
-from veilmesh.peer.machine import Machine
+from veilmesh.peer.machine import Machine, State
 from veilmesh.swarm import messages
 from veilmesh.swarm.schedule import exponential_hops, exponential_out, random_out
 from veilmesh.swarm.sealer import RANGE, astray
@@ -101,6 +101,12 @@ class PushSumMachine(ScheduledMachine[Share]):
 
     def _model(self) -> Vector:
         return self._kit.initial + (self._y / self._w).astype(np.float32)
+
+    def _state(self) -> State:
+        return {"y": self._y, "w": self._w}
+
+    def _restore(self, state: State) -> None:
+        self._y, self._w = np.asarray(state["y"], np.float32), np.asarray(state["w"], np.float64)
 
     def _share(self, update: Vector, samples: int, receivers: int) -> messages.Message | str:
         y = self._y + update

@@ -18,6 +18,7 @@ from veilmesh.peer.machine import (
     CancelTimer,
     Effect,
     Event,
+    Keep,
     Note,
     PeerId,
     PeersChanged,
@@ -25,6 +26,7 @@ from veilmesh.peer.machine import (
     Send,
     SetTimer,
     Started,
+    State,
     Stop,
     TimerFired,
     Work,
@@ -35,6 +37,7 @@ from veilmesh.swarm import messages
 from veilmesh.swarm.guards.base import RoundInfo
 from veilmesh.swarm.strategies.base import Evaluated, Kit, Outcome, Trained
 from veilmesh.swarm.strategies.evaluation import Evaluation
+from veilmesh.swarm.strategies.keeping import keep, recalled
 
 __all__ = ["WINDOW", "ScheduledMachine"]
 
@@ -70,7 +73,7 @@ class ScheduledMachine(Generic[T]):
         match event:
             case Started(present):
                 self._present = present
-                return self._train()
+                return self._begin()
             case WorkDone(name, result) if name.startswith("train"):
                 return self._say(cast(Trained, result), now)
             case WorkDone(name, result):
@@ -85,7 +88,17 @@ class ScheduledMachine(Generic[T]):
             case TimerFired():
                 return self._give_up_waiting()
 
+    def resume(self, kept: Keep) -> None:
+        """See `Resumable`. What was late, and still under way when this was kept, is lost, and in push-sum its mass."""
+        self._restore(recalled(kept, self._evaluation))
+        self._round = kept.round
+        self._expected = self._senders(self._round)
+
     # --- one round ---------------------------------------------------------------------------------------------
+
+    def _begin(self) -> list[Effect]:
+        """The first round, or the one after the checkpoint, whose score may not have been taken."""
+        return [*(self._evaluation.due(self._round, self._model) if self._round else []), *self._go_on()]
 
     def _train(self) -> list[Effect]:
         self._phase = Phase.TRAINING
@@ -125,7 +138,8 @@ class ScheduledMachine(Generic[T]):
         self._forget()
         self._expected = self._senders(self._round)
         note = Note("round", {"round": self._round - 1, "group": group})
-        return [CancelTimer("round"), note, *self._evaluation.due(self._round, self._model), *self._go_on()]
+        kept = keep(self._kit, self._round, self._evaluation, self._state)
+        return [CancelTimer("round"), note, *kept, *self._evaluation.due(self._round, self._model), *self._go_on()]
 
     def _due(self) -> list[T | None]:
         rounds = sorted(r for r in self._heard if r <= self._round)
@@ -178,6 +192,14 @@ class ScheduledMachine(Generic[T]):
 
     def _model(self) -> Vector:
         """(d,) what is trained from, evaluated and left behind."""
+        raise NotImplementedError
+
+    def _state(self) -> State:
+        """What is remembered from one round to the next."""
+        raise NotImplementedError
+
+    def _restore(self, state: State) -> None:
+        """Remember what `_state` said."""
         raise NotImplementedError
 
     def _share(self, update: Vector, samples: int, receivers: int) -> messages.Message | str:

@@ -20,6 +20,7 @@ from veilmesh.peer.machine import (
     CancelTimer,
     Effect,
     Event,
+    Keep,
     Machine,
     Note,
     PeerId,
@@ -50,6 +51,8 @@ RATE = np.float32(0.25)
 class Train:
     round: int
     parameters: Vector
+    proximal: float = 0.0
+    correction: Vector | None = None
 
 
 @dataclass(frozen=True)
@@ -73,8 +76,8 @@ class Evaluated:
 class Tasks:
     """A source of the tasks that `Player` can do."""
 
-    def train(self, round_: int, parameters: Vector) -> object:
-        return Train(round_, parameters)
+    def train(self, round_: int, parameters: Vector, proximal: float = 0.0, correction: Vector | None = None) -> object:
+        return Train(round_, parameters, proximal, correction)
 
     def evaluate(self, parameters: Vector) -> object:
         return Evaluate(parameters)
@@ -88,16 +91,30 @@ class Player:
     target: Vector
     samples: int
     neighbours: tuple[PeerId, ...]
+    steps: int = 1
     timers: dict[str, float] = field(default_factory=dict)
     notes: list[Note] = field(default_factory=list)
     refused: list[Refusal] = field(default_factory=list)
     outcome: Outcome | None = None
+    kept: list[Keep] = field(default_factory=list)
 
     def work(self, task: object) -> object:
         if isinstance(task, Train):
-            return Trained((self.target - task.parameters) * RATE, 1.0, self.samples)
+            return Trained(self.descend(task), 1.0, self.samples)
         assert isinstance(task, Evaluate)
         return Evaluated(0.5, float(np.linalg.norm(task.parameters)))
+
+    def descend(self, task: Train) -> Vector:
+        """`steps` steps down the bowl, with the term and the correction that the task names."""
+        update = np.zeros_like(task.parameters)
+        for _ in range(self.steps):
+            toward = self.target - (task.parameters + update)
+            if task.proximal:
+                toward = toward - np.float32(task.proximal) * update
+            if task.correction is not None:
+                toward = toward - task.correction
+            update = update + toward * RATE
+        return update
 
     def noted(self, kind: str) -> list[Mapping[str, object]]:
         return [note.data for note in self.notes if note.kind == kind]
@@ -164,6 +181,8 @@ class World:
                 player.timers.pop(name, None)
             case Note():
                 player.notes.append(effect)
+            case Keep():
+                player.kept.append(effect)
             case Stop(result):
                 assert isinstance(result, Outcome)
                 player.outcome = result
@@ -245,6 +264,8 @@ def build(
     seed: int = 5,
     evaluate_every: int = 1000,
     dimension: int = D,
+    steps: int = 1,
+    keep_every: int = 0,
 ) -> World:
     """A world of `peers` (and in a star the hub, last) that has not started yet."""
     made = STRATEGIES.build(strategy, options)
@@ -270,10 +291,13 @@ def build(
             evaluate_every=evaluate_every,
             sealer=Sealer(tuple(guards), codec or Dense(), dimension, seed, i),
             work=Tasks(),
+            stride=steps * float(RATE),
             seed=seed,
             rows=rows,
+            keep_every=keep_every,
+            private=1000 * seed + i + 1,
         )
-        players[me] = Player(made.machine(kit), targets[i], weights[i], tuple(near))
+        players[me] = Player(made.machine(kit), targets[i], weights[i], tuple(near), steps)
     return World(players)
 
 

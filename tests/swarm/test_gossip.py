@@ -310,7 +310,7 @@ def test_updates_far_ahead_do_not_pile_up(lab) -> None:
     while world[0].outcome is None:
         for round_ in range(1, rounds):
             world.feed(PeerId("p0"), Received(liar, update(round_, dimension=1000)))
-        held = max(held, len(pickle.dumps(lab.snapshot(world[0].machine))))
+        held = max(held, len(pickle.dumps(lab.snapshot(world[0].machine._held))))
         world.pending = [(p, what) for p, what in world.pending if p == "p0" and not isinstance(what, Received)]
         world.settle()
         if world[0].outcome is None:

@@ -10,14 +10,23 @@ from veilmesh.swarm import messages
 
 ROUNDS = st.integers(0, 2**31 - 1)
 BLOBS = st.binary(max_size=60)
+NONCES = st.binary(min_size=16, max_size=16)
 MESSAGES = st.one_of(
     st.builds(messages.Update, ROUNDS, st.integers(1, 2**31 - 1), BLOBS),
     st.builds(messages.Model, ROUNDS, BLOBS),
     st.builds(messages.Ask, ROUNDS),
     st.builds(messages.Copy, ROUNDS, BLOBS),
     st.builds(messages.Share, ROUNDS, st.integers(1, 2**31 - 1), BLOBS, BLOBS),
-    st.builds(lambda since, more, n, blob: messages.Delta(since + more, since, n, blob),
+    st.builds(lambda since, more, n, blob: messages.Delta(since + more, since, n, blob, since, n % 2 == 0),
               st.integers(0, 2**30), st.integers(1, 2**30 - 1), st.integers(1, 2**31 - 1), BLOBS),
+    st.builds(messages.Part, ROUNDS, ROUNDS, BLOBS, BLOBS),
+    st.builds(messages.Averaged, ROUNDS, ROUNDS, st.integers(1, 2**31 - 1), BLOBS, BLOBS),
+    st.builds(lambda round_, settled, more, digest: messages.Commit(round_, settled + more, settled, digest),
+              ROUNDS, st.integers(0, 2**30), st.integers(1, 2**30), st.binary(min_size=32, max_size=32)),
+    st.builds(messages.Reveal, ROUNDS, st.integers(1, 2**31 - 1), NONCES),
+    st.builds(messages.Vote, ROUNDS, st.integers(1, 2**31 - 1), ROUNDS,
+              st.lists(NONCES | st.just(b""), max_size=5).map(tuple)),
+    st.builds(messages.Merged, ROUNDS, st.integers(1, 2**31 - 1), ROUNDS, BLOBS),
 )  # fmt: skip
 
 
@@ -79,6 +88,16 @@ def test_a_changed_byte_is_refused_or_another_message(message: messages.Message,
         ["delta", 1, 1, 1, b""],
         ["delta", 1, -1, 1, b""],
         ["delta", 1, 0, 0, b""],
+        ["part", 0, -1, b"", b""],
+        ["part", 0, 0, b""],
+        ["averaged", 0, 0, 0, b"", b""],
+        ["commit", 0, 1, 1, b"d" * 32],
+        ["commit", 0, 1, 0, b"d" * 31],
+        ["reveal", 0, 0, b"n" * 16],
+        ["vote", 0, 1, -1, []],
+        ["vote", 0, 1, 0, [b"n"]],
+        ["merged", 0, 0, 1, b""],
+        ["merged", 0, 1, -1, b""],
         ["gossip", 0],
         [],
         {"round": 0},

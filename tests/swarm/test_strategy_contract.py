@@ -5,11 +5,19 @@ import random
 import numpy as np
 import pytest
 
+from veilmesh.core import BadInput
 from veilmesh.crypto.codecs.base import CODECS
 from veilmesh.peer.machine import Machine
 from veilmesh.swarm.guards.base import GUARDS
 from veilmesh.swarm.strategies.base import STRATEGIES, Outcome
 from veilmesh.swarm.topology import TOPOLOGIES
+
+AMPLIFIES = {"diloco": 0.7 / (1 - 0.9)}
+"""How many times an outer optimizer, which sees nothing but guarded updates, may repeat them."""
+
+
+COMPLETE = ("group-all-reduce", "leader")
+"""In which anybody may have to speak to anybody."""
 
 
 @pytest.fixture(params=STRATEGIES.names())
@@ -43,6 +51,10 @@ def test_a_machine_is_a_machine(lab, strategy: str) -> None:
 @pytest.mark.parametrize("topology", ["complete", "ring"])
 def test_weights_mix_neighbours_and_keep_the_average(strategy: str, topology: str) -> None:
     made, graph = STRATEGIES.build(strategy), TOPOLOGIES.build(topology).graph(6, 0)
+    if strategy in COMPLETE and topology != "complete":
+        with pytest.raises(BadInput, match="topology to complete"):
+            made.weights(graph)
+        return
     rows = made.weights(graph)
     if made.centralised:
         assert rows == {}
@@ -81,7 +93,7 @@ def test_guards_are_what_leaves_and_what_is_trained_on(lab, strategy: str) -> No
     """No peer's model may hold what its guard took away: the next difference would say it after all."""
     clipped = lab.build(3, strategy=strategy, guards=[GUARDS.build("clip", {"norm": 0.01})], rounds=4).start().settle()
     for model in clipped.models():
-        assert np.linalg.norm(model) <= 4 * 0.01 * 1.001
+        assert np.linalg.norm(model) <= 4 * 0.01 * 1.001 * AMPLIFIES.get(strategy, 1)
 
 
 def test_the_common_beginning_is_not_written_to(lab, strategy: str) -> None:
