@@ -204,7 +204,13 @@ def _in_gossip(public: Public, heard: _Heard) -> Iterator[Observed]:
             # Other rules than the mean are not followed here: behind them the start is only near.
             known = one.lossless and before.lossless and public.aggregator == "mean"
             exact = coverage >= _FULL and (round_ == 0 or known)
-            yield Observed(victim, round_, start, update, one.said, one.samples, exact, coverage)
+            begun_at = before.mixed(public, victim, whole=True)[0] if _trains_at_mix(public) else start
+            yield Observed(victim, round_, begun_at, update, one.said, one.samples, exact, coverage)
+
+
+def _trains_at_mix(public: Public) -> bool:
+    """Whether gradients are taken where mixing would lead if it went the whole way (`swarm/strategies/choco.py`)."""
+    return public.strategy == "choco" and public.options.get("at") == "mix"
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,12 +221,15 @@ class _Moment:
     vectors: Mapping[PeerId, Vector]
     lossless: bool  # whether public copies are the models themselves
 
-    def mixed(self, public: Public, peer: PeerId) -> tuple[Vector, float]:
+    def mixed(self, public: Public, peer: PeerId, whole: bool = False) -> tuple[Vector, float]:
         """What `peer` has after mixing, and the share of its row of W that is known. Same order of sums as the peer's
-        own, so that a whole row gives the same bits."""
+        own, so that a whole row gives the same bits. `whole`: as if the consensus step were 1."""
         if self.round < 0:
             return public.initial, 1.0
         row = public.weights.get(peer, {})
+        if whole:
+            others = {p: w / public.options.get("step", 1.0) for p, w in row.items() if p != peer}
+            row = {**others, peer: 1.0 - sum(others.values())}
         mine = self.vectors[peer]
         mixed = mine.copy()
         missing = coverage = 0.0

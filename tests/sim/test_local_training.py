@@ -126,3 +126,13 @@ def test_an_attack_that_takes_updates_for_gradients_is_refused_behind_adam(attac
     view = observe(run.cast.vantage("peer:0", run.ids), run.records, public)
     with pytest.raises(BadInput, match="adam"):
         list(attack.run(view, np.random.default_rng(0)))
+
+
+@pytest.mark.parametrize("at", ["mix", "own"])
+def test_an_adversary_knows_where_choco_takes_its_gradients(at: str) -> None:
+    run = Run({"name": "choco", "step": 0.4, "at": at}, {})
+    seen = [one for one in run.seen("peer:0") if one.round > 0]
+    assert {one.round for one in seen} == set(range(1, 6))
+    for one in seen:
+        assert one.exact
+        np.testing.assert_allclose(one.update, run.trained(one), atol=2e-6)
