@@ -89,8 +89,7 @@ MEMORY = 16
 @STRATEGIES.register("async-gossip")
 @dataclass(frozen=True)
 class AsyncGossip:
-    """Asynchronous gossip (after AD-PSGD, with one-way messages): nobody waits, and steps count alike wherever they are
-    heard.
+    """Asynchronous gossip (after AD-PSGD, one-sided): nobody waits, and a step counts alike wherever it is heard.
 
     `to`: whom a peer tells of a local step, one random neighbour or all of them. `discount`: how fast what is old loses
     its hold on a peer's own line, (1 + age)^-discount. `tolerance`: from which age of what is heard on steps are made

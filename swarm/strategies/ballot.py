@@ -82,6 +82,11 @@ class Ballot:
         count = Counter(self.order[leader] for p, (_, leader, _) in self.votes.items() if p in everybody)
         return next((p for p, votes in count.items() if 2 * votes > len(everybody) and p in everybody), None)
 
+    def agreed(self, leader: PeerId) -> tuple[bytes, ...]:
+        """The nonces, by place, from which most of those that voted for `leader` drew."""
+        votes = [nonces for _, place, nonces in self.votes.values() if self.order[place] == leader]
+        return Counter(sorted(votes)).most_common(1)[0][0]
+
     def reached(self) -> int:
         """The (lower) median round of those that voted, or of those that committed themselves if that is higher."""
         committed_to = median_low([round_ for round_, _ in self.commits.values()] or [0])

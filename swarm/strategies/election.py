@@ -99,7 +99,6 @@ class Election:
         """The leader is gone, or silent: it is not to be the next one either."""
         if self.leader is not None:
             self._left_out[self.leader] = self.settled + self._penalty
-        self.leader = None
 
     def drop(self) -> list[Effect]:
         """The leader turned out to be there: no ballot is needed."""
@@ -178,13 +177,23 @@ class Election:
 
     def _settle(self, number: int, leader: PeerId) -> list[Effect]:
         self._punish(number)
+        ours = self._join_in(number, leader)
         self.reached = self._of(number).reached()
         self.settled = self._ballot = number
         self.leader, self._phase, self.failed = leader, Phase.IDLE, 0
         self._ballots = {n: ballot for n, ballot in self._ballots.items() if n > number}
         self._left_out = {p: last for p, last in self._left_out.items() if last > number}
         note = Note("elected", {"round": self._round, "ballot": number, "leader": str(leader)})
-        return [CancelTimer("ballot"), note]
+        return [*ours, CancelTimer("ballot"), note]
+
+    def _join_in(self, number: int, leader: PeerId) -> list[Effect]:
+        """Our vote as well, if it was decided before we cast it: those who still count may miss somebody's."""
+        ballot = self._of(number)
+        if self._kit.me in ballot.votes or self._kit.me not in ballot.commits:
+            return []
+        message = messages.Vote(self._round, number, self._kit.order.index(leader), ballot.agreed(leader))
+        self._vote = (number, messages.encode(message))
+        return [Send(p, self._vote[1]) for p in self._kit.order if p in self._present]
 
     # --- what the others say -----------------------------------------------------------------------------------
 

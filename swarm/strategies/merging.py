@@ -111,7 +111,9 @@ class LeaderMachine:
         early, self._early = self._early, {}
         leader = self._election.leader
         if self._leads:
-            return [*effects, CancelTimer("leader"), self._patience("round", 1, now), *self._offered(now)]
+            elsewhere = [p for p, (round_, _, _) in self._got.items() if round_ != self._round]
+            helped = [effect for p in sorted(elsewhere) for effect in self._help(p, self._got[p][0])]
+            return [*effects, *helped, CancelTimer("leader"), self._patience("round", 1, now), *self._offered(now)]
         self._got = {}
         effects += [CancelTimer("round"), self._patience("leader", 2, now)]
         if leader in early and early[leader][0] == self._election.settled and self._may_be(early[leader][1]):
@@ -273,12 +275,12 @@ class LeaderMachine:
         new = self._version[0] < self._election.settled  # nothing was merged in this term yet
         if self._election.on and round_ < self._round:
             return []
-        if not self._leads or sender in self._helped or sender not in self._others():
+        if not self._leads or sender in self._helped:
             raise RemoteError(Refusal.MISMATCH, f"round {round_} while we are in {self._round}")
         if round_ < self._round and not new:
             return []
         self._helped.add(sender)
-        return [Send(sender, self._said(self._x, self._round, 0))]
+        return [Send(sender, self._said(self._x, self._round, 0))] if sender in self._others() else []
 
     def _take_merged(self, sender: PeerId, message: messages.Merged, now: float) -> list[Effect]:
         if message.group > len(self._kit.order):
@@ -300,7 +302,8 @@ class LeaderMachine:
         return self._adopt(*merged, now)
 
     def _adopt(self, ballot: int, round_: int, group: int, x: Vector, now: float) -> list[Effect]:
-        idle = self._election.drop() if self._election.on and not self._election.wanted else []
+        back = self._election.on and not self._election.wanted and self._serving[0] in self._others()
+        idle = self._election.drop() if back else []
         if round_ == self._round and np.array_equal(x, self._x):
             self._version = (ballot, round_)
             return [*idle, *self._offered(now)] if idle else []

@@ -50,7 +50,7 @@ def test_liars_do_not_count_and_a_server_counts_alone() -> None:
 @pytest.mark.parametrize("strategy", ["gossip", "fedavg"])
 def test_a_run_says_when_it_had_a_level(tmp_path: Path, strategy: str) -> None:
     scenario = Scenario.parse({
-        "world": "virtual", "peers": 3, "rounds": 200, "evaluate_every": 20, "task": "digits", "strategy": strategy,
+        "world": "virtual", "peers": 3, "rounds": 100, "evaluate_every": 20, "task": "digits", "strategy": strategy,
         "model": {"name": "mlp", "hidden": [16]},
     })  # fmt: skip
     summary = run_in_virtual_time(Cast.prepare(scenario), tmp_path, lambda *heard: None)

@@ -16,6 +16,9 @@ AMPLIFIES = {"diloco": 0.7 / (1 - 0.9)}
 """How many times an outer optimizer, which sees nothing but guarded updates, may repeat them."""
 
 
+TOGETHER = ("async-gossip",)
+"""Without rounds: it ends when half of the peers have made all their steps, and others more or fewer."""
+
 COMPLETE = ("group-all-reduce", "leader")
 """In which anybody may have to speak to anybody."""
 
@@ -31,7 +34,8 @@ def test_every_machine_reaches_its_stop_with_an_outcome(lab, strategy: str, code
     for player in world.players.values():
         outcome = player.outcome
         assert isinstance(outcome, Outcome)
-        assert (outcome.reason, outcome.rounds) == ("finished", 5)
+        assert outcome.reason == "finished"
+        assert outcome.rounds == 5 or (strategy in TOGETHER and 0 < outcome.rounds <= 10)
         assert outcome.parameters.shape == (lab.dimension,)
         assert outcome.parameters.dtype == np.float32
         assert np.isfinite(outcome.parameters).all()
