@@ -11,6 +11,7 @@ same minute, and the ratio is what to quote: seconds alone are the machine's.
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -116,6 +117,24 @@ def run(mesh: Mesh, data: Path, folder: Path) -> Row:
     return Row(mesh.name, seconds, before, summary["accuracy"], memory, sent, mesh.mark)
 
 
+def killed(data: Path, folder: Path) -> str:
+    """What SIGKILL of one of four costs the others: their rounds, from one end to the next, in seconds."""
+    from veilmesh.sim.cast import Cast
+    from veilmesh.sim.run import run_scenario
+    from veilmesh.sim.scenario import Scenario
+
+    mesh = Mesh(4, "complete", 60)
+    given = scenario(mesh, data) | {"faults": [{"at": 3.0, "kill": "peer:3"}]}
+    summary = run_scenario(Cast.prepare(Scenario.parse(given)), folder, lambda event: None)
+    lines = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    ends = sorted(line["t"] for line in lines if line["kind"] == "round" and line["peer"] == 0)
+    taken = sorted(after - before for before, after in itertools.pairwise(ends))
+    return (
+        f"one of 4 killed: the median round {taken[len(taken) // 2]:.3f} s, the longest {taken[-1]:.3f} s, the next "
+        f"longest {taken[-2]:.3f} s; {summary['finished']} of 4 finished"
+    )
+
+
 def other(name: str, scripts: Path, environments: Path, work: Path) -> Row | None:
     """Run another system's script; None where its environment is missing or it printed no result."""
     python = Path(sys.executable) if name == "ideal" else environments / name / "bin" / "python"
@@ -180,6 +199,8 @@ def main() -> None:
             if asked.peers in (None, mesh.peers):
                 for time in range(asked.repeat):
                     print(line(run(mesh, work, work / f"run-{mesh.peers}-{time}")), flush=True)
+        if asked.peers in (None, 4):
+            print(killed(work, work / "killed"), flush=True)
         for name in OTHERS if asked.baselines else ():
             row = other(name, asked.baselines.resolve(), asked.environments, work)
             print(line(row) if row else f"{name:34} no environment, or no result", flush=True)
