@@ -175,7 +175,7 @@ def p2pd(octets: int, count: int) -> None:
             await p2p.add_binary_stream_handler("bench", handle)
             queue.put([str(a) for a in await p2p.get_visible_maddrs()])
             queue.put(p2p.peer_id.to_base58())
-            while not over.is_set():  # type: ignore[attr-defined]  # a multiprocessing Event
+            while not over.is_set():  # type: ignore[attr-defined]  # noqa: ASYNC110  # an Event of multiprocessing
                 await asyncio.sleep(0.1)
             await p2p.shutdown()
 

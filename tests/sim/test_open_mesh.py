@@ -17,7 +17,7 @@ from veilmesh.sim.entry import identity_in
 from veilmesh.sim.invite import Invite
 from veilmesh.sim.scenario import Scenario
 
-LONG = ("--peers", "2", "--rounds", "100000", "--set", "evaluate_every=100000", "--set", "timing.start=10")
+LONG = ("--peers", "2", "--rounds", "100000", "--set", "evaluate_every=100000", "--set", "timing.start=4")
 
 
 def events(folder: Path, kind: str) -> list[dict[str, Any]]:
@@ -78,6 +78,7 @@ def test_without_the_secret_nobody_comes_in(tmp_path: Path) -> None:
         assert groups(mesh, 10) == {2}
 
 
+@pytest.mark.slow
 def test_with_a_list_only_those_on_it_come_in_and_may_come_back(tmp_path: Path) -> None:
     mesh, key = tmp_path / "mesh", tmp_path / "me.key"
     me = identity_in(key).peer

@@ -22,10 +22,10 @@ def test_with_the_identity_codec_and_step_1_it_is_d_psgd_to_the_bit(lab, topolog
     ("codec", "options", "step"),
     [
         ("top-k", {"keep": 0.1}, 0.2),
-        ("top-k", {"keep": 0.01}, 0.02),
-        ("rand-k", {"keep": 0.1}, 0.05),
-        ("sign", {}, 0.1),
-        ("2-bit", {}, 0.2),
+        pytest.param("top-k", {"keep": 0.01}, 0.02, marks=pytest.mark.slow),
+        pytest.param("rand-k", {"keep": 0.1}, 0.05, marks=pytest.mark.slow),
+        pytest.param("sign", {}, 0.1, marks=pytest.mark.slow),
+        pytest.param("2-bit", {}, 0.2, marks=pytest.mark.slow),
     ],
 )
 def test_without_training_lossy_peers_still_agree_on_the_average(lab, codec: str, options: object, step: float) -> None:
