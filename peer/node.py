@@ -57,6 +57,7 @@ from veilmesh.peer.worker import Worker
 __all__ = ["Kind", "Limits", "Node", "Tally"]
 
 _USUAL: Final = Limits()
+_LOOKS: Final = 4  # in a heartbeat, for who has fallen silent: others wait for it meanwhile
 _NOBODY: Final[Mapping[PeerId, str]] = MappingProxyType({})
 
 
@@ -320,15 +321,20 @@ class Node:
         while True:
             if self._reception:
                 self._reception.beat(self._clock())
-            await anyio.sleep(self._limits.heartbeat)
+            for _ in range(_LOOKS):
+                await anyio.sleep(self._limits.heartbeat / _LOOKS)
+                self._look(self._clock())
             now = self._clock()
             if self._transport.traffic.refused > refused:
                 refused = self._transport.traffic.refused
                 what = {"why": "transport", "detail": f"{refused} streams so far", "from": "?"}
                 self._note(Note("refused", what), now)
-            if lost := self._presence.tick(now):
-                self._note(Note("silent", {"peers": [str(p) for p in lost]}), now)
-                self._end.stir()
-                if self._reception:
-                    self._reception.fell_silent(lost)
             self._presence.beat()
+
+    def _look(self, now: float) -> None:
+        """Who has fallen silent."""
+        if lost := self._presence.tick(now):
+            self._note(Note("silent", {"peers": [str(p) for p in lost]}), now)
+            self._end.stir()
+            if self._reception:
+                self._reception.fell_silent(lost)

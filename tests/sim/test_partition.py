@@ -8,6 +8,7 @@ import contextlib
 import json
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import Any
 
 import pytest
 from meshes import WAIT, rounds_done, veilmesh, wait_for
-from wan import Unavailable, Wan
+from wan import Side, Unavailable, Wan
 
 HALF = 4
 WHOLE = 2 * HALF
@@ -155,6 +156,39 @@ def assert_agreed(mesh: Mesh, after: int) -> None:
     print(f"agreed: accuracies {accuracies}, losses {losses}, spread {spread:.1e}")
     assert max(accuracies) - min(accuracies) <= 0.01
     assert spread < 1e-3
+
+
+ECHO = """
+import socket, sys
+with socket.create_server((sys.argv[1], 7)) as server:
+    while True:
+        with server.accept()[0] as one:
+            one.sendall(b"here")
+"""
+CALL = "import socket, sys; print(socket.create_connection((sys.argv[1], 7), timeout=2).recv(4))"
+
+
+def python(side: Side, *arguments: str) -> "subprocess.Popen[bytes]":
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        [sys.executable, "-c", *arguments], preexec_fn=side.enter, stdout=pipe, stderr=subprocess.STDOUT
+    )
+
+
+def test_a_link_that_is_cut_carries_nothing_and_whoever_is_inside_ends_with_it(wan: Wan) -> None:
+    def calls() -> bool:
+        output, _ = python(wan.a, CALL, wan.b.address).communicate(timeout=WAIT)
+        return b"here" in output
+
+    server = python(wan.b, ECHO, wan.b.address)
+    wait_for(calls, "an answer from the other side")
+    wan.cut()
+    assert not calls()
+    wan.heal()
+    assert calls()
+    assert wan.b.processes == [server.pid]
+    wan.close()
+    assert server.wait(WAIT) == -signal.SIGKILL
 
 
 @pytest.mark.slow

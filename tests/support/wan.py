@@ -83,6 +83,10 @@ class Wan:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End whoever is inside, and the link."""
         self._open.close()
 
     def cut(self) -> None:
