@@ -20,16 +20,23 @@ class Neighbourhood:
     # --- rounds ------------------------------------------------------------------------------------------------
 
     def waited_for(self, round_: int) -> list[PeerId]:
-        """Who is there, in step with us, and has not said all up to `round_`."""
+        """Who is there, in step with us, and has not said all up to `round_`.
+
+        In an elastic mesh also those whose copy is still on its way, for one patience at most: a mesh that runs on
+        would drown a neighbour that is far away, or behind a narrow link, in updates of rounds it can never reach.
+        """
         held, links = self._held, self._links
-        near = [p for p in links.neighbours if p in links.present and held.is_synced(p) and p not in self._silent]
-        return [p for p in near if not held.caught_up(p, round_)]
+        near = [p for p in links.neighbours if p in links.present and p not in self._silent]
+        in_step = [p for p in near if held.is_synced(p) and not held.caught_up(p, round_)]
+        return in_step + [p for p in near if links.elastic and held.is_open(p) and not held.is_synced(p)]
 
     def give_up(self, late: list[PeerId], round_: int) -> list[Effect]:
         """Ask for what did not come in time; in an elastic mesh nobody is waited for in vain twice running."""
         if self._links.elastic:
             self._silent.update(late)
-        return [e for p in late for e in self.ask(p, self._held.first_missing(p), round_)]
+        # To ask for round 0 would say that we have forgotten everything.
+        wanted = {p: self._held.first_missing(p) if self._held.is_synced(p) else 1 for p in late}
+        return [e for p, first in wanted.items() for e in self.ask(p, first, round_)]
 
     def made_good(self, peer: PeerId, round_: int) -> None:
         """Wait again for one that has said all before `round_`."""
