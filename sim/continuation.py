@@ -17,6 +17,7 @@ from veilmesh.crypto.identity import Identity
 from veilmesh.peer.machine import PeerId
 from veilmesh.peer.store import write_durably, writing
 from veilmesh.sim.cast import Cast, stem
+from veilmesh.sim.entry import kept_identity, new_identity
 
 __all__ = ["claimed", "cut_figures", "identity_of", "stored_identity"]
 
@@ -25,29 +26,18 @@ def identity_of(folder: Path, cast: Cast, index: int) -> Identity:
     """Member `index`'s identity: where checkpoints are taken, the one in the run's folder, made if there is none."""
     if not cast.scenario.checkpoints.every:
         return Identity.generate()
-    identity = _read_identity(path := _key(folder, cast, index))
-    if identity is None:
-        identity = Identity.generate()
-        write_durably(path, identity.seed(), mode=0o600)
-    return identity
+    path = _key(folder, cast, index)
+    return kept_identity(path) or new_identity(path)
 
 
 def stored_identity(folder: Path, cast: Cast, index: int) -> PeerId | None:
     """Whose key lies in a run's folder for member `index`; None if there is none."""
-    identity = _read_identity(_key(folder, cast, index))
+    identity = kept_identity(_key(folder, cast, index))
     return identity.peer if identity else None
 
 
 def _key(folder: Path, cast: Cast, index: int) -> Path:
     return folder / "identities" / f"{stem(cast.names[index])}.key"
-
-
-def _read_identity(path: Path) -> Identity | None:
-    try:
-        seed = path.read_bytes()
-    except OSError:
-        return None
-    return Identity.from_seed(seed) if len(seed) == 32 else None
 
 
 def cut_figures(folder: Path, round_: int) -> None:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from veilmesh.core import BadInput
 from veilmesh.crypto.identity import Identity, PeerId
-from veilmesh.peer.store import write_durably, writing
+from veilmesh.peer.store import write_durably
 
-__all__ = ["Entry", "identity_in"]
+__all__ = ["Entry", "identity_in", "kept_identity", "new_identity"]
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,23 @@ def identity_in(path: Path) -> Identity:
     Raises BadInput if the file holds something else, or cannot be written.
     """
     if not path.exists():
-        identity = Identity.generate()
-        write_durably(path, identity.seed(), mode=0o600)
-        return identity
-    with writing(path):
-        seed = path.read_bytes()
-    if len(seed) != 32:
+        return new_identity(path)
+    if (identity := kept_identity(path)) is None:
         raise BadInput(f"{path} holds no identity key; give another file, or one that is not there yet.")
-    return Identity.from_seed(seed)
+    return identity
+
+
+def kept_identity(path: Path) -> Identity | None:
+    """The identity in the file `path`; None if there is none, or something else."""
+    try:
+        seed = path.read_bytes()
+    except OSError:
+        return None
+    return Identity.from_seed(seed) if len(seed) == 32 else None
+
+
+def new_identity(path: Path) -> Identity:
+    """A new identity, kept in the file `path`, readable by its owner only. Raises BadInput if it cannot be written."""
+    identity = Identity.generate()
+    write_durably(path, identity.seed(), mode=0o600)
+    return identity

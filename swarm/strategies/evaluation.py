@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from veilmesh.crypto.codecs.base import Vector
-from veilmesh.peer.machine import Effect, Note, Work
+from veilmesh.peer.machine import Effect, Note, Stop, Work
 from veilmesh.swarm.strategies.base import Evaluated, Kit
 
 __all__ = ["Evaluation"]
@@ -28,3 +28,8 @@ class Evaluation:
         self.accuracy = result.accuracy
         note = Note("accuracy", {"round": done, "accuracy": result.accuracy, "loss": result.loss})
         return note, done == self._kit.rounds
+
+    def scored(self, name: str, result: Evaluated, stop: Callable[[str], Stop]) -> list[Effect]:
+        """What follows from a score that has come: its note, and after the last round the end."""
+        note, last = self.take(name, result)
+        return [note, stop("finished")] if last else [note]

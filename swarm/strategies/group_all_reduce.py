@@ -122,7 +122,7 @@ class GroupAllReduceMachine:
             case WorkDone(name, result) if name.startswith("train"):
                 return self._say(cast(Trained, result), now)
             case WorkDone(name, result):
-                return self._evaluated(name, cast(Evaluated, result))
+                return self._evaluation.scored(name, cast(Evaluated, result), self._stop)
             case WorkFailed(name, reason):
                 return [Note("failed", {"work": name, "reason": reason}), self._stop(f"{name}: {reason}")]
             case Received(sender, body):
@@ -235,10 +235,6 @@ class GroupAllReduceMachine:
             return self._train()
         self._phase = Phase.CLOSING
         return []
-
-    def _evaluated(self, name: str, result: Evaluated) -> list[Effect]:
-        note, last = self._evaluation.take(name, result)
-        return [note, self._stop("finished")] if last else [note]
 
     def _stop(self, reason: str) -> Stop:
         return Stop(Outcome(self._x, self._round, self._evaluation.accuracy, reason))

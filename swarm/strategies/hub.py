@@ -68,7 +68,7 @@ class HubMachine:
             case TimerFired():
                 return self._average(now) if self._round < self._kit.rounds else []
             case WorkDone(name, result):
-                return self._evaluated(name, cast(Evaluated, result))
+                return self._evaluation.scored(name, cast(Evaluated, result), self._stop)
             case WorkFailed(name, reason):
                 return [Note("failed", {"work": name, "reason": reason}), self._stop(f"{name}: {reason}")]
 
@@ -119,10 +119,6 @@ class HubMachine:
         self._round += 1
         effects += keep(self._kit, self._round, self._evaluation, self._state)
         return effects + self._evaluation.due(self._round, lambda: self._x) + self._announce(now)
-
-    def _evaluated(self, name: str, result: Evaluated) -> list[Effect]:
-        note, last = self._evaluation.take(name, result)
-        return [note, self._stop("finished")] if last else [note]
 
     def _stop(self, reason: str) -> Stop:
         return Stop(Outcome(self._x, self._round, self._evaluation.accuracy, reason))

@@ -70,7 +70,7 @@ class LeaderMachine:
             case WorkDone(name, result) if name.startswith("train"):
                 return self._trained(name, cast(Trained, result), now)
             case WorkDone(name, result):
-                return self._evaluated(name, cast(Evaluated, result))
+                return self._evaluation.scored(name, cast(Evaluated, result), self._stop)
             case WorkFailed(name, reason):
                 return [Note("failed", {"work": name, "reason": reason}), self._stop(f"{name}: {reason}")]
             case Received(sender, body):
@@ -234,10 +234,6 @@ class LeaderMachine:
             return [*effects, CancelTimer("round"), CancelTimer("leader"), *self._call(now)]
         name, patience = ("round", 1) if self._election.leader == self._kit.me else ("leader", 2)
         return [*effects, self._patience(name, patience, now)]
-
-    def _evaluated(self, name: str, result: Evaluated) -> list[Effect]:
-        note, last = self._evaluation.take(name, result)
-        return [note, self._stop("finished")] if last else [note]
 
     def _stop(self, reason: str) -> Stop:
         return Stop(Outcome(self._x, self._round, self._evaluation.accuracy, reason))
