@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
 from veilmesh.core import LocalError
+from veilmesh.peer.transports import hardening_noise as noise
 from veilmesh.peer.transports import hardening_yamux as yamux
 
 __all__ = ["SUPPORTED", "Fix", "fixes", "harden", "in_force", "without"]
@@ -196,6 +197,7 @@ def fixes() -> list[Fix]:
     from libp2p.network import swarm
     from libp2p.network.connection import swarm_connection
     from libp2p.security.noise.io import NoiseTransportReadWriter
+    from libp2p.security.secure_session import SecureSession
     from libp2p.stream_muxer.yamux.yamux import Yamux, YamuxStream
     from libp2p.utils import varint
 
@@ -207,8 +209,10 @@ def fixes() -> list[Fix]:
         Fix("dead-peers", TrioTCPStream, "__init__", dead_peers),
         Fix("dialling", swarm, "_HAPPY_EYEBALLS_DELAY", dial_delay),
         Fix("dialling", swarm._NegativePeerCache, "mark_failed", dial_again),
-        Fix("throughput", NoiseTransportReadWriter, "write_msg", yamux.one_send_a_frame),
-        Fix("throughput", NoiseTransportReadWriter, "read_msg", yamux.buffered_reads),
+        Fix("throughput", NoiseTransportReadWriter, "write_msg", noise.one_send_a_frame),
+        Fix("throughput", NoiseTransportReadWriter, "read_msg", noise.buffered_reads),
+        Fix("throughput", SecureSession, "read", noise.whole_reads),
+        Fix("throughput", YamuxStream, "read", yamux.whole_buffers),
         Fix("throughput", YamuxStream, "_auto_tune_and_send_window_update", yamux.batched_updates),
         Fix("slow-readers", YamuxStream, "write", yamux.patient_writes),
         Fix("receive-limit", Yamux, "_read_data_body", yamux.receive_limit),

@@ -1,4 +1,4 @@
-"""The fixes to py-libp2p's multiplexer (Yamux) and to the encrypted channel under it (Noise). See `hardening`.
+"""The fixes to py-libp2p's multiplexer (Yamux). See `hardening`, and `hardening_noise` for the channel under it.
 
 A Yamux frame of a stream is encrypted as one or more Noise messages, each under the next nonce, and sent. Three things
 follow, and the library misses each: a frame must be sent whole or the connection is lost; the fewer messages and sends
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     import trio
 
 __all__ = [
-    "CREDIT_SECONDS", "UNREAD_BYTES", "WRITE_SECONDS", "batched_updates", "buffered_reads", "one_send_a_frame",
-    "patient_writes", "receive_limit", "whole_frames",
+    "CREDIT_SECONDS", "UNREAD_BYTES", "WRITE_SECONDS", "batched_updates", "patient_writes", "receive_limit",
+    "whole_buffers", "whole_frames",
 ]  # fmt: skip
 
 WRITE_SECONDS: Final = 20.0
@@ -27,12 +27,12 @@ UNREAD_BYTES: Final = 32 << 20
 """How many bytes a connection may hold that nobody has read: two full windows of 16 MiB."""
 
 UPDATE_BYTES: Final = 64 << 10
-"""How many bytes are read before the window is opened again by that much: a quarter of the smallest window."""
+"""How many bytes are read, at least, before the window is opened again by that much: a quarter of the smallest one."""
 
-MESSAGES_A_FRAME: Final = 4
+MESSAGES_A_FRAME: Final = 8
 """How many full Noise messages (65519 bytes each) a full frame of ours fills, its header included."""
 
-READ_BYTES: Final = 256 << 10
+SWAPPED_BYTES: Final = 64 << 10  # a reader that asks for less wants bytes, and they cost little to copy
 CREDIT_POLL_SECONDS: Final = 0.002
 
 Method: TypeAlias = Callable[..., Awaitable[Any]]
@@ -87,48 +87,39 @@ async def _send(connection: Any, data: bytes, stock: Method, sending: _Sending) 
     sending.ended.set()
 
 
-def one_send_a_frame(stock: Method) -> Method:
-    """All Noise messages of a frame go to the socket in one call. The library makes one call for each."""
-    from libp2p.security.noise.io import MAX_PLAINTEXT_LENGTH
+def whole_buffers(stock: Method) -> Method:
+    """A reader that has room for all that is there gets it as it is. The library copies it twice."""
+    import trio
 
-    async def write_msg(self: Any, msg: bytes, prefix_encoded: bool = False) -> None:
-        if prefix_encoded:
-            await stock(self, msg, prefix_encoded)
-            return
-        parts = []
-        for start in range(0, max(len(msg), 1), MAX_PLAINTEXT_LENGTH):
-            sealed = self.encrypt(msg[start : start + MAX_PLAINTEXT_LENGTH])
-            parts += [len(sealed).to_bytes(2, "big"), sealed]
-        await self.read_writer.read_write_closer.write(b"".join(parts))
+    async def read(self: Any, n: int | None = -1) -> bytes:
+        buffers = self.conn.stream_buffers
+        while n is not None and n >= SWAPPED_BYTES and not self.reset_received:
+            buffer = buffers.get(self.stream_id)
+            if self.closed or self.recv_closed or buffer is None or self.conn.event_shutting_down.is_set():
+                break  # the end of a stream is the library's to say
+            if buffer:
+                buffers[self.stream_id] = bytearray()
+                await self._auto_tune_and_send_window_update(bytes_read=len(buffer))
+                taken: bytes = buffer  # a bytearray, of which nobody else knows any more
+                return taken
+            await self.conn.stream_events[self.stream_id].wait()
+            if self.stream_id in self.conn.stream_events:
+                self.conn.stream_events[self.stream_id] = trio.Event()
+        ended: bytes = await stock(self, n)
+        return ended
 
-    return write_msg
-
-
-def buffered_reads(stock: Method) -> Method:
-    """The socket is read in large pieces, and messages are cut from them. The library reads twice for each message."""
-
-    async def read_msg(self: Any, prefix_encoded: bool = False) -> bytes:
-        buffer: bytearray = self.__dict__.setdefault("_unparsed", bytearray())
-        while len(buffer) < 2 or len(buffer) < 2 + int.from_bytes(buffer[:2], "big"):
-            piece = await self.read_writer.read_write_closer.read(READ_BYTES)
-            if not piece:
-                return b""  # as the library says that the connection has ended
-            buffer += piece
-        end = 2 + int.from_bytes(buffer[:2], "big")
-        sealed = bytes(memoryview(buffer)[2:end])
-        del buffer[:end]
-        return bytes(self.decrypt(sealed))
-
-    return read_msg
+    return read
 
 
 def batched_updates(stock: Method) -> Method:
-    """The window is opened after every 64 KiB read. The library sends a frame about it after each read, of any size."""
+    """The window is opened once a quarter of it has been read. The library sends a frame about it after each read, of
+    any size."""
 
     async def update(self: Any, *, bytes_read: int = 0) -> None:
         owed = getattr(self, "_owed_credit", 0) + bytes_read
-        self._owed_credit = 0 if owed >= UPDATE_BYTES else owed
-        if owed >= UPDATE_BYTES:
+        due = owed >= max(UPDATE_BYTES, self.target_recv_window // 4)
+        self._owed_credit = 0 if due else owed
+        if due:
             await stock(self, bytes_read=owed)
 
     return update
@@ -181,12 +172,18 @@ def receive_limit(stock: Method) -> Method:
     A peer that respects its windows never gets there.
     """
     import trio
+    from libp2p.io.exceptions import IncompleteReadError
+    from libp2p.stream_muxer.yamux.yamux import _yamux_data_read_timeout
 
     async def read_data_body(self: Any, length: int) -> bytes:
         unread = sum(len(buffer) for buffer in self.stream_buffers.values())
         if unread + length > UNREAD_BYTES:
             # the one error on which the library drops the connection, from every place a frame's body is read at
             raise trio.TooSlowError(f"{unread} bytes are unread and {length} more were announced")
-        return bytes(await stock(self, length))
+        with trio.fail_after(_yamux_data_read_timeout()):
+            body: bytes = await self.secured_conn.read(length)
+        if len(body) < length:
+            raise IncompleteReadError("the connection ended in a frame", length, len(body))
+        return body
 
     return read_data_body
