@@ -21,6 +21,7 @@ from typing import Any, TextIO
 from veilmesh.core import BadInput
 from veilmesh.peer.machine import Note, PeerId
 from veilmesh.peer.store import save_parameters, writing
+from veilmesh.sim.agreement import final_models
 from veilmesh.sim.backdoor import backdoor_success
 from veilmesh.sim.cast import Cast, stem
 from veilmesh.sim.curves import levels_reached, who_counts
@@ -172,6 +173,7 @@ class Recorder:
         whole = [m.name for m in members if m.ended == "finished" and m.index not in self._cast.tampering]
         summary |= levels_reached(_lines(self.folder / "metrics.jsonl"), who_counts(summary))
         summary["backdoor"] = backdoor_success(self._cast, self.folder / "checkpoints", whole)
+        summary |= final_models(self.folder / "checkpoints", whole)
         write_json(self.folder / "summary.json", summary)
         return summary
 

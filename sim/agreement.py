@@ -1,0 +1,26 @@
+"""Whether the members of a run came to the same model, and which one: to the bit, so that runs can be compared."""
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from veilmesh.peer.store import load_parameters
+from veilmesh.sim.cast import stem
+
+__all__ = ["final_models"]
+
+DIGEST_BYTES = 6  # as a number it is exact in JSON, and two models share it by chance once in 2^48
+
+
+def final_models(folder: Path, names: Iterable[str]) -> dict[str, Any]:
+    """`models`: how many different last models the members of these names have in `folder`; `model_bits`: the beginning
+    of the SHA-256 of the one they share, as a number, or None where they differ, so that equal figures of two runs mean
+    equal bits. Raises BadInput: a checkpoint cannot be read."""
+    digests = {_digest(path) for name in names if (path := folder / f"{stem(name)}.safetensors").exists()}
+    return {"models": len(digests), "model_bits": min(digests) if len(digests) == 1 else None}
+
+
+def _digest(path: Path) -> int:
+    parameters = load_parameters(path).astype("<f4", copy=False)
+    return int.from_bytes(hashlib.sha256(parameters.tobytes()).digest()[:DIGEST_BYTES], "big")
