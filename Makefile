@@ -6,7 +6,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install system demo test test-all check lint types layers format reference bench-codecs bench-mesh clean FORCE
+.PHONY: help install system demo test test-all check lint types layers format reference bench-codecs bench-crypto bench-mesh fuzz clean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -54,9 +54,15 @@ reference: install ## write docs/reference.md anew from what is registered
 bench-codecs: install ## bytes, error and speed of every codec on a real update; DATA=FILE: CIFAR-10 as parquet
 	@$(BIN)/python bench/bench_codecs.py $(if $(DATA),--data '$(DATA)')
 
+bench-crypto: install ## masks against the bare keystream, homomorphic sums against TenSEAL by the book
+	@$(BIN)/pytest bench/bench_crypto.py -q --benchmark-columns=min,median,rounds --benchmark-sort=min
+
 bench-mesh: install ## real meshes against one process without a wire; BASELINES=DIR: other systems' scripts beside it
 	@$(BIN)/python bench/bench_mesh.py $(if $(BASELINES),--baselines '$(BASELINES)') $(if $(ENVIRONMENTS),--environments '$(ENVIRONMENTS)')
 	@$(BIN)/python bench/bench_payload.py $(if $(ENVIRONMENTS),--hivemind '$(ENVIRONMENTS)/hivemind/bin/python')
+
+fuzz: install ## a million mutations of remote bytes through every decoder; TOTAL=N: another number
+	@$(BIN)/python bench/fuzz_decoders.py $(if $(TOTAL),--total '$(TOTAL)')
 
 clean: ## remove build outputs and caches; .venv and runs/ stay
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -10,8 +10,10 @@ heard with the public weights, which gives x_v^t, and the difference of xhat_v (
 difference (Pasquini et al., arXiv 2205.08443, section 4). Where it hears only a part of v's neighbours, the others are
 taken to stand at the mean of the copies it holds; `coverage` is the part of v's row of W that it did hear.
 
+Homomorphic ciphertexts are read first, by whoever has a key to them (`ciphertexts.py`).
+
 In the star the hub said where training began, and the clients say their updates themselves. What SCAFFOLD and DiLoCo
-add to that is in `followed.py`; an `Observed` never contains it.
+add to that is in `followed.py`; an `Observed` never contains it. What sums over groups leave to see is in `sums.py`.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,7 +21,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from veilmesh.attacks.ciphertexts import behind_proxies, opened
 from veilmesh.attacks.followed import ControlVariates, OuterSteps
+from veilmesh.attacks.overlap import solve
+from veilmesh.attacks.sums import remaining
 from veilmesh.attacks.view import Public, View
 from veilmesh.core import RemoteError
 from veilmesh.crypto.codecs import table
@@ -40,7 +45,8 @@ class Observed:
     `start` (d,): the parameters training began from. `update` (d,): estimate of u_v, after guards and codec. `said`
     (d,): which coordinates the message told; None means all. `samples`: examples behind it, by the victim's own word.
     `exact`: nothing but the victim's own guards and codec stands between the truth and this (supposing that nobody was
-    late in the round before). `coverage`: share of what determines `start` that was heard, 0 to 1.
+    late in the round before). `coverage`: share of what determines `start` that was heard, 0 to 1. `among`: where only
+    a sum was seen, the peers in it, the victim first; `update` is then their mean, and `samples` is of all of them.
     """
 
     victim: PeerId
@@ -51,6 +57,7 @@ class Observed:
     samples: int
     exact: bool
     coverage: float
+    among: tuple[PeerId, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,15 +70,15 @@ class _Said:
     lossless: bool
 
 
-def observe_updates(view: View, targets: int | None = None) -> list[Observed]:
+def observe_updates(view: View, targets: int | None = None, across: bool = False) -> list[Observed]:
     """Every update the view gives away, by victim and round; bodies that are no messages are skipped.
 
     Of a mesh that keeps no public copies nothing is returned, for nothing here knows how to read it.
+    Of groups that show only sums, each sum is one, or with `across` what all of them together say of single peers.
     Peers that the adversary controls are no victims. With `targets`, at most so many for each victim: the earliest
     exact ones, and the earliest of the others where there are too few of them.
     """
-    heard = _Heard.of(view)
-    found = _read(view.public, heard)
+    found = _found(opened(view), across)
     kept: dict[PeerId, list[Observed]] = {}
     for one in found:
         if one.victim not in view.vantage.controls and _usable(one):
@@ -79,10 +86,44 @@ def observe_updates(view: View, targets: int | None = None) -> list[Observed]:
     return [one for victim in sorted(kept) for one in sorted(kept[victim], key=lambda o: o.round)]
 
 
+def _found(view: View, across: bool) -> Iterator[Observed]:
+    match view.public.strategy:
+        case "secure-groups":
+            return _in_sums(view, across)
+        case "blind-proxy":
+            return _behind_proxies(view)
+    return _read(view.public, _Heard.of(view))
+
+
+def _behind_proxies(view: View) -> Iterator[Observed]:
+    """What keys of controlled peers open: sums, and single models where a proxy is controlled too."""
+    samples = view.public.batch * view.public.local_steps
+    for one in behind_proxies(view):
+        among = one.members if len(one.members) > 1 else ()
+        count = samples * len(one.members)
+        yield Observed(one.members[0], one.round, one.start, one.update, None, count, True, 1.0, among)
+
+
 def _read(public: Public, heard: "_Heard") -> Iterator[Observed]:
     if public.server is not None:
         return _in_star(public, heard)
     return _in_gossip(public, heard) if public.strategy in _PUBLIC_COPIES else iter(())
+
+
+def _in_sums(view: View, across: bool) -> Iterator[Observed]:
+    """A group's view. Whom a coalition leaves alone in a sum is seen as if there were none."""
+    seen = list(remaining(view))
+    samples = view.public.batch * view.public.local_steps
+    if not across:
+        for one in (s for s in seen if s.members):
+            update = (one.total / len(one.members)).astype(np.float32)
+            among = one.members if len(one.members) > 1 else ()
+            count = samples * len(one.members)
+            yield Observed(one.members[0], one.round, one.start, update, None, count, one.alike, 1.0, among)
+        return
+    for found in solve([one.members for one in seen], [one.total for one in seen]):
+        first = next(one for one in seen if found.peer in one.members)
+        yield Observed(found.peer, first.round, first.start, found.update, None, samples, False, 1.0)
 
 
 def _usable(one: Observed) -> bool:

@@ -17,15 +17,17 @@ from veilmesh.crypto.codecs.base import Vector
 from veilmesh.peer.machine import PeerId
 from veilmesh.peer.transcript import Record
 
-__all__ = ["ATTACKS", "Attack", "Guess", "Public", "Vantage", "View", "observe"]
+__all__ = ["ATTACKS", "Attack", "Guess", "Own", "Public", "Vantage", "View", "observe"]
 
 
 @dataclass(frozen=True, slots=True)
 class Vantage:
-    """Where the adversary sits: the peers it controls, and whether it also taps every link."""
+    """Where the adversary sits: the peers it controls, whether it also taps every link, and the links, as pairs of
+    ends, whose frames it carries as a relay or broker."""
 
     controls: frozenset[PeerId]
     taps_wire: bool = False
+    carries: frozenset[frozenset[PeerId]] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +56,22 @@ class Public:
     )
 
 
+class Own(Protocol):
+    """The adversary's own data: of its own peers, and of nobody else."""
+
+    def __call__(self, peer: PeerId, round_: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """The pictures (B, C, H, W) and labels (B,) that a controlled peer trained on. Raises LocalError for others."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class View:
-    """All that the adversary has."""
+    """All that the adversary has. `own`: what its own peers trained on; None where nobody kept it."""
 
     public: Public
     vantage: Vantage
     records: tuple[Record, ...]
+    own: Own | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +79,8 @@ class Guess:
     """One reconstruction: what the adversary says `victim` trained on in `round`.
 
     `pictures` (B, C, H, W) in [0, 1]; `labels` (B,) as the attacker inferred them; `loss` is the attacker's own
-    objective at the end (lower is better), the only thing restarts may be chosen by.
+    objective at the end (lower is better), the only thing restarts may be chosen by. `among`: the peers behind it, the
+    victim first, where the adversary saw only their sum and cannot tell them apart; B pictures are then of all of them.
     """
 
     victim: PeerId
@@ -77,6 +89,7 @@ class Guess:
     labels: NDArray[np.int64]
     loss: float
     details: Mapping[str, Any] = field(default_factory=dict)
+    among: tuple[PeerId, ...] = ()
 
 
 class Attack(Protocol):
@@ -89,14 +102,16 @@ class Attack(Protocol):
         ...
 
 
-def observe(vantage: Vantage, transcript: Iterable[Record], public: Public) -> View:
-    """The part of a transcript that `vantage` sees. Bodies survive only at controlled peers; frames only on a tap."""
+def observe(vantage: Vantage, transcript: Iterable[Record], public: Public, own: Own | None = None) -> View:
+    """The part of a transcript that `vantage` sees. Bodies survive only at controlled peers; frames only on a tap, or
+    where it carries them."""
     seen = []
     for record in transcript:
         inside = record.at in vantage.controls
-        if inside or vantage.taps_wire:
-            seen.append(record.as_seen(body=inside, frame=vantage.taps_wire))
-    return View(public, vantage, tuple(seen))
+        carried = record.at == record.to and frozenset((record.sender, record.to)) in vantage.carries
+        if inside or vantage.taps_wire or carried:
+            seen.append(record.as_seen(body=inside, frame=vantage.taps_wire or carried))
+    return View(public, vantage, tuple(seen), own)
 
 
 ATTACKS: Registry[Attack] = Registry("attack", "veilmesh.attacks.inversion")

@@ -21,6 +21,7 @@ def say(summary: dict[str, Any], measured: float | None, folder: Path) -> None:
     console = Console(highlight=False)
     for line in (*_endings(summary["peers"]), _outcome(summary, measured), _in_force(summary["protections"])):
         console.print(line, markup=False)
+    console.print(f"said between members: {summary['privacy']['says']}", markup=False)
     typer.echo(f"report: {write_report(folder)}")
     if summary["adversary"]:
         typer.echo(f"next: veilmesh attack {folder} --vantage {summary['adversary']['vantage']} --attack NAME")

@@ -40,7 +40,7 @@ def up(
     ] = None,
     malicious: Annotated[
         str | None,
-        typer.Option("--malicious", help="Whose view to keep for `veilmesh attack`: `peer:3`, `server` or `wire`."),
+        typer.Option("--malicious", help="Whose view to keep to attack: `peer:3`, `server`, `wire`, `relay`."),
     ] = None,
     listen: Annotated[str | None, typer.Option("--listen", help="Address to listen on. [default: 127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option("--port", help="First port; one a peer. [default: free ones]")] = None,

@@ -14,7 +14,10 @@ The signature covers the ciphertext, not the body. That order is unsafe where an
 the same ciphertext as its own; here the session key is bound to both identities (in the HPKE info, the HKDF info and
 the associated data), so a frame signed by anybody else than the one who sealed it does not open.
 
-Not hidden: who speaks to whom, when, and how long bodies are. One Mailroom belongs to one thread, and to one process:
+Keys move on: every 16 frames a key is left behind and deleted (`session`, `ratchet`).
+
+Not hidden: who speaks to whom, when, of which kind, and how long bodies are, unless they are padded (`padding`). One
+Mailroom belongs to one thread, and to one process:
 its copy in a forked child would seal other bodies under the same nonces, so it refuses to.
 """
 
@@ -24,20 +27,23 @@ from typing import Final
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from veilmesh.core import LocalError, Refusal, RemoteError
 from veilmesh.crypto import frame as layout
 from veilmesh.crypto.card import RUN_BYTES, Card
 from veilmesh.crypto.frame import HELLO_BYTES, TAG_BYTES, Header, frame_size
 from veilmesh.crypto.identity import Identity, PeerId, public_key
-from veilmesh.crypto.session import NO_SESSION_ID, Ends, Incoming, Outgoing, accept, agree, begin
+from veilmesh.crypto.padding import Padding, pad, unpad
+from veilmesh.crypto.ratchet import EPOCH_FRAMES, Chain
+from veilmesh.crypto.session import NO_SESSION_ID, Ends, Incoming, Outgoing, accept, agree, begin, join
 
 __all__ = ["INCOMING_SESSIONS", "KINDS", "MAX_BODY", "PROTECTIONS", "Card", "Mailroom", "Opened"]
 
 PROTECTIONS: Final = {
     "signature": "ed25519",
     "first contact": "hpke (x25519, hkdf-sha256, aes-256-gcm)",
-    "envelope": "aes-256-gcm, replay window",
+    "envelope": f"aes-256-gcm, replay window, keys ratcheted every {EPOCH_FRAMES} frames",
 }
 """What every frame of a Mailroom has, for a run's record of what was in force. There is no mode without."""
 
@@ -81,6 +87,8 @@ class Mailroom:
         run: the run's id, 16 bytes; frames and cards of other runs are refused.
         max_body: the largest body in bytes, in both directions.
         kinds: the kinds of message spoken here, each in [0, 255].
+        padding: how bodies are made longer before they are sealed; one that says so itself may then have a byte less
+            than `max_body`. Frames are opened whether they are padded or not.
     """
 
     def __init__(
@@ -90,6 +98,7 @@ class Mailroom:
         run: bytes,
         max_body: int = MAX_BODY,
         kinds: frozenset[int] = KINDS,
+        padding: Padding = "none",
     ) -> None:
         if len(run) != RUN_BYTES or not 0 < max_body < (1 << 32) - TAG_BYTES or not kinds <= set(range(256)):
             raise LocalError("a mailroom needs a 16-byte run id, a body cap below 4 GiB, and kinds that fit one byte")
@@ -99,6 +108,8 @@ class Mailroom:
         self._run = run
         self._max_body = max_body
         self._kinds = kinds
+        self._padding = padding
+        self._room = max_body - (padding != "none")  # for a body and its padding's mark
         self._process = os.getpid()
         self._contacts: dict[bytes, _Contact] = {}
         self._by_peer: dict[PeerId, _Contact] = {}
@@ -151,39 +162,56 @@ class Mailroom:
         contact = self._by_peer.get(to)
         if contact is None:
             raise LocalError(f"{to} is not in the roster: admit its card first")
-        if kind not in self._kinds or len(body) > self._max_body:
+        if kind not in self._kinds or len(body) > self._room:
             raise LocalError(f"a body of kind {kind} and {len(body)} bytes is not one this mailroom may send")
         if os.getpid() != self._process:
             raise LocalError("a mailroom that was copied by a fork would use its nonces twice; make one after the fork")
-        session = contact.outgoing
-        if session is None:
-            session = contact.outgoing = begin(self._ends_to(contact), contact.shared)
+        session = contact.outgoing or self._begin(contact)
         hello = b"" if session.acknowledged else session.hello
+        padded, sequence = pad(body, self._padding, self._max_body), session.next_sequence()
         header = Header(
-            kind, self._run, self._identity.public, contact.public, session.id, contact.newest,
-            session.next_sequence(), len(hello), len(body) + TAG_BYTES,
+            kind, self._run, self._identity.public, contact.public, session.id, session.joined,
+            sequence, len(hello), len(padded) + TAG_BYTES, self._padding != "none",
         )  # fmt: skip
-        return layout.write(header, hello, session.cipher, body, self._identity)
+        return layout.write(header, hello, session.chain.write(sequence), padded, self._identity)
 
     def open(self, frame: bytes) -> Opened:
         """Check `frame`, cheapest first, and open it. State changes only if it opens.
 
         Raises RemoteError, in this order: OVERSIZED, TRUNCATED, VERSION, WRONG_RUN, MISDIRECTED, STRANGER,
-        BAD_SIGNATURE, NO_SESSION, BAD_SEAL (hello), REPLAY, BAD_SEAL.
+        BAD_SIGNATURE, NO_SESSION, BAD_SEAL or MALFORMED (hello), REPLAY, BAD_SEAL, MALFORMED (padding).
         """
         header, contact = self._check_header(frame)
         if not layout.signed(frame, header.sender):
             raise RemoteError(Refusal.BAD_SIGNATURE, contact.card.peer)
         session = self._session(contact, header, frame)
         session.window.check(header.sequence)
-        body = _decrypt(session, header, frame)
-        session.window.take(header.sequence)
+        joint = self._joint(contact, header.session, session)
+        chain = _chain_of(contact, header, session, joint)
+        body = _decrypt(chain.cipher(header.sequence), header, frame)
+        session.take(header.sequence, chain)
         if header.session not in contact.incoming:
             contact.incoming[header.session] = session
             contact.newest = header.session
+        if joint is not None and contact.outgoing is not None:
+            _join(contact.outgoing, header.session, session, joint)
         if contact.outgoing is not None and header.ack == contact.outgoing.id:
             contact.outgoing.acknowledged = True
         return Opened(contact.card.peer, header.kind, body)
+
+    def _begin(self, contact: _Contact) -> Outgoing:
+        """A session to write under, joined at once if the other side was heard before."""
+        session = contact.outgoing = begin(self._ends_to(contact), contact.shared)
+        known = contact.incoming.get(contact.newest)
+        if known is not None and (joint := self._joint(contact, contact.newest, known)) is not None:
+            _join(session, contact.newest, known, joint)
+        return session
+
+    def _joint(self, contact: _Contact, name: bytes, incoming: Incoming) -> tuple[Chain, Chain] | None:
+        """The joint chains of what this peer writes under and what it reads, if neither is joined yet."""
+        if contact.outgoing is None or contact.outgoing.share is None:
+            return None
+        return join(self._ends_to(contact), contact.outgoing, name, incoming.share, contact.shared)
 
     def _check_header(self, frame: bytes) -> tuple[Header, _Contact]:
         """Everything that costs nothing: sizes, version, run, addressee and roster."""
@@ -220,10 +248,27 @@ class Mailroom:
         return Ends(self._run, contact.public, self._identity.public, contact.card.sealing, self._sealing)
 
 
-def _decrypt(session: Incoming, header: Header, frame: bytes) -> bytes:
+def _chain_of(contact: _Contact, header: Header, session: Incoming, joint: tuple[Chain, Chain] | None) -> Chain:
+    """What a frame says it is sealed under. Raises RemoteError(BAD_SEAL): it acknowledges what is not joined."""
+    if header.ack == NO_SESSION_ID:
+        return session.alone
+    chain = session.joint or (joint[1] if joint else None)
+    if contact.outgoing is None or header.ack != contact.outgoing.id or chain is None:
+        raise RemoteError(Refusal.BAD_SEAL, "an acknowledgement of a session that is not joined with this one")
+    return chain
+
+
+def _join(outgoing: Outgoing, name: bytes, incoming: Incoming, joint: tuple[Chain, Chain]) -> None:
+    """Go over to the joint chains, and delete what they came from."""
+    outgoing.chain, incoming.joint = joint
+    outgoing.joined, outgoing.share, incoming.share = name, None, b""
+
+
+def _decrypt(cipher: AESGCM, header: Header, frame: bytes) -> bytes:
     start, end = header.sealed_from, header.sealed_from + header.ciphertext
     with memoryview(frame) as view:
         try:
-            return session.cipher.decrypt(layout.nonce(header.sequence), view[start:end], view[:start])
+            body = cipher.decrypt(layout.nonce(header.sequence), view[start:end], view[:start])
         except InvalidTag:
             raise RemoteError(Refusal.BAD_SEAL, "a body that does not open") from None
+    return unpad(body) if header.padded else body

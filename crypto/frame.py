@@ -1,30 +1,32 @@
 """The layout of a frame on the wire: header, hello, ciphertext, signature.
 
 Whoever carries a frame reads its header: who, to whom, which run, how long and how many. The round and everything
-else about the training lie inside the seal, because a relay must not see them. Lengths and timing are not hidden.
+else about the training lie inside the seal, because a relay must not see them. Timing is not hidden, and lengths are
+only where bodies are padded (`padding`).
 """
 
+import hashlib
 import struct
 from typing import Final, NamedTuple
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.hashes import SHA256, Hash
 
 from veilmesh.core import Refusal, RemoteError
 from veilmesh.crypto.identity import SIGNATURE_BYTES, Identity, verify
+from veilmesh.crypto.padding import Padding, padded_size
 
 __all__ = [
     "ENVELOPE_OVERHEAD", "HELLO_BYTES", "TAG_BYTES", "VERSION", "Header", "frame_size", "nonce", "read",
     "signed", "write",
 ]  # fmt: skip
 
-VERSION: Final = 1
+VERSION: Final = 2  # 1 had one key for a whole start
 TAG_BYTES: Final = 16  # of AES-GCM
 HELLO_BYTES: Final = 80  # HPKE: a 32-byte X25519 share, a 32-byte secret, a 16-byte tag
 
 _MAGIC = b"VM"
 _DOMAIN = b"veilmesh frame v1\x00"
-_HAS_HELLO = 1
+_HAS_HELLO, _PADDED = 1, 2
 # magic, version, kind, flags, run, sender, receiver, session, ack, sequence, hello length, ciphertext length
 _FIELDS = struct.Struct("!2sBBB16s32s32s8s8sQHI")
 
@@ -40,10 +42,11 @@ class Header(NamedTuple):
     sender: bytes  # 32
     receiver: bytes  # 32
     session: bytes  # 8: the one-way session that the ciphertext belongs to
-    ack: bytes  # 8: the newest session that the sender has opened from the receiver; zeros if none
+    ack: bytes  # 8: the receiver's session that the sender has opened and joined; zeros if none
     sequence: int  # in [0, 2^64), the nonce
     hello: int  # length: 0 or HELLO_BYTES
     ciphertext: int  # length
+    padded: bool = False  # whether the body was made longer before it was sealed
 
     @property
     def sealed_from(self) -> int:
@@ -51,16 +54,16 @@ class Header(NamedTuple):
         return _FIELDS.size + self.hello
 
 
-def frame_size(body_bytes: int, with_hello: bool) -> int:
-    """The exact length in bytes of a frame around a body of `body_bytes`."""
-    return ENVELOPE_OVERHEAD + body_bytes + (HELLO_BYTES if with_hello else 0)
+def frame_size(body_bytes: int, with_hello: bool, padding: Padding = "none", cap: int | None = None) -> int:
+    """The exact length in bytes of a frame around a body of `body_bytes`, where none may be longer than `cap`."""
+    return ENVELOPE_OVERHEAD + padded_size(body_bytes, padding, cap) + (HELLO_BYTES if with_hello else 0)
 
 
 def write(header: Header, hello: bytes, cipher: AESGCM, body: bytes, identity: Identity) -> bytes:
     """Seal `body` under `cipher` and sign. One buffer is written in place and copied once, for large bodies' sake."""
     frame = bytearray(header.sealed_from + header.ciphertext + SIGNATURE_BYTES)
-    flags = _HAS_HELLO if header.hello else 0
-    _FIELDS.pack_into(frame, 0, _MAGIC, VERSION, header.kind, flags, *header[1:])
+    flags = (_HAS_HELLO if header.hello else 0) | (_PADDED if header.padded else 0)
+    _FIELDS.pack_into(frame, 0, _MAGIC, VERSION, header.kind, flags, *header[1:-1])
     frame[_FIELDS.size : header.sealed_from] = hello
     with memoryview(frame) as view:
         start, end = header.sealed_from, header.sealed_from + header.ciphertext
@@ -74,10 +77,10 @@ def read(frame: bytes) -> Header:
     if len(frame) < ENVELOPE_OVERHEAD:
         raise RemoteError(Refusal.TRUNCATED, f"{len(frame)} bytes are no frame")
     magic, version, kind, flags, *rest = _FIELDS.unpack_from(frame)
-    if magic != _MAGIC or version != VERSION or flags & ~_HAS_HELLO:
+    if magic != _MAGIC or version != VERSION or flags & ~(_HAS_HELLO | _PADDED):
         raise RemoteError(Refusal.VERSION, "not a frame of this version")
-    header = Header(kind, *rest)
-    if header.hello != (HELLO_BYTES if flags else 0) or header.ciphertext < TAG_BYTES:
+    header = Header._make((kind, *rest, flags & _PADDED != 0))
+    if header.hello != (HELLO_BYTES if flags & _HAS_HELLO else 0) or header.ciphertext < TAG_BYTES:
         raise RemoteError(Refusal.TRUNCATED, "a frame's inner lengths")
     if len(frame) != header.sealed_from + header.ciphertext + SIGNATURE_BYTES:
         raise RemoteError(Refusal.TRUNCATED, f"{len(frame)} bytes are not what the header says")
@@ -97,6 +100,4 @@ def nonce(sequence: int) -> bytes:
 
 def _digest(content: memoryview) -> bytes:
     """What is signed: a hash, because Ed25519 reads its message twice and is slow beyond a megabyte."""
-    digest = Hash(SHA256())
-    digest.update(content)
-    return _DOMAIN + digest.finalize()
+    return _DOMAIN + hashlib.sha256(content).digest()

@@ -7,19 +7,41 @@ thread; an inline one serves simulations and tests. What a task means is the exe
 import os
 import pickle  # only between this process and the child it forked itself
 from collections.abc import Callable, Sequence
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import anyio
 
 from veilmesh.core import LocalError
 from veilmesh.peer.processes import Link, fork
 
-__all__ = ["Executor", "InlineWorker", "ProcessWorker", "Worker"]
+__all__ = ["Errand", "Executor", "InlineWorker", "ProcessWorker", "Worker", "with_errands"]
 
 Executor: TypeAlias = Callable[[Sequence[object]], list[object]]
 """Runs tasks, in order, and returns their results."""
 
 _HEADER = 8
+
+
+@runtime_checkable
+class Errand(Protocol):
+    """A task that brings all it needs, and is done alike wherever it runs: encryption, and whatever else is slow and no
+    trainer's business. A frozen, picklable dataclass; a remote peer's bytes that are wrong are part of its result, for
+    what it raises ends the machine that asked."""
+
+    def run(self) -> object:
+        """Do it."""
+        ...
+
+
+def with_errands(execute: Executor) -> Executor:
+    """An executor that does errands itself, and has `execute` do everything else."""
+
+    def run(tasks: Sequence[object]) -> list[object]:
+        if not any(isinstance(task, Errand) for task in tasks):
+            return execute(tasks)
+        return [task.run() if isinstance(task, Errand) else execute([task])[0] for task in tasks]
+
+    return run
 
 
 class Worker(Protocol):

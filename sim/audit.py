@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from veilmesh.attacks.view import ATTACKS, Attack, Guess, Public, Vantage, observe
-from veilmesh.core import BadInput, generator
+from veilmesh.attacks.view import ATTACKS, Attack, Guess, Own, Public, Vantage, observe
+from veilmesh.core import BadInput, LocalError, generator
 from veilmesh.peer.machine import PeerId
 from veilmesh.peer.transcript import Record, read_transcript
 from veilmesh.sim.cast import Cast, stem
@@ -25,7 +25,7 @@ from veilmesh.sim.record import read_json, write_json
 from veilmesh.sim.scenario import Choice, Scenario
 from veilmesh.sim.score import Scored, score
 
-__all__ = ["audit", "attach", "open_run"]
+__all__ = ["audit", "attach", "open_run", "transcript"]
 
 SUCCESS_DB = (20, 25, 30)
 
@@ -56,7 +56,7 @@ def audit(folder: Path, cast: Cast, ids: Sequence[PeerId], choice: Choice, vanta
             "transcript.keep set to 'all'."
         )
     begin = time.process_time()
-    view = observe(place, _transcript(folder, cast, ids, place), cast.public(ids))
+    view = observe(place, transcript(folder, cast, ids, place), cast.public(ids), _own(cast, ids, place))
     guesses = _one_each(list(attack.run(view, _randomness(view.public, choice.name))), cast, ids, place)
     seconds = time.process_time() - begin
     return {
@@ -78,6 +78,18 @@ def _randomness(public: Public, name: str) -> np.random.Generator:
     return generator(0, "attack", name, start)
 
 
+def _own(cast: Cast, ids: Sequence[PeerId], place: Vantage) -> Own:
+    """The adversary knows its own data."""
+
+    def own(peer: PeerId, round_: int) -> tuple[np.ndarray, np.ndarray]:
+        if peer not in place.controls:
+            raise LocalError("an attack asked for the data of a peer that it does not control")
+        drawn = cast.drawn(ids.index(peer), round_)
+        return cast.dataset.train_x[drawn], cast.dataset.train_y[drawn]
+
+    return own
+
+
 def _one_each(guesses: Sequence[Guess], cast: Cast, ids: Sequence[PeerId], place: Vantage) -> list[Guess]:
     """At most one guess for each victim and round, of at most as many pictures as there were: with more of them, the
     scorer's matching would choose by the truth. Kept is what the attack itself holds for better: the guess with its
@@ -85,18 +97,26 @@ def _one_each(guesses: Sequence[Guess], cast: Cast, ids: Sequence[PeerId], place
     """
     kept: dict[tuple[int, int], Guess] = {}
     for guess in sorted(guesses, key=lambda g: g.loss):
-        if guess.victim not in place.controls:
+        if not place.controls.intersection((guess.victim, *guess.among)):
             kept.setdefault((ids.index(guess.victim), guess.round), guess)
     return [
-        replace(guess, pictures=guess.pictures[: len(cast.drawn(victim, round_))])
-        for (victim, round_), guess in sorted(kept.items(), key=lambda item: item[0])
+        replace(guess, pictures=guess.pictures[: len(_behind(cast, ids, guess)[1])])
+        for _, guess in sorted(kept.items(), key=lambda item: item[0])
+        if len(_behind(cast, ids, guess)[1])  # a Poisson sample may be empty
     ]
 
 
-def _transcript(folder: Path, cast: Cast, ids: Sequence[PeerId], place: Vantage) -> Iterator[Record]:
+def _behind(cast: Cast, ids: Sequence[PeerId], guess: Guess) -> tuple[list[int], np.ndarray]:
+    """Whose pictures are behind a guess, and which: (B,) each, members by number. Behind a sum, everybody's in it."""
+    members = [ids.index(peer) for peer in guess.among or (guess.victim,)]
+    drawn = [cast.drawn(member, guess.round) for member in members]
+    return [m for m, one in zip(members, drawn, strict=True) for _ in one], np.concatenate(drawn)
+
+
+def transcript(folder: Path, cast: Cast, ids: Sequence[PeerId], place: Vantage) -> Iterator[Record]:
     """The files that hold anything for this vantage: a broken one of somebody else's is none of its business."""
     stems = {peer: stem(name) for peer, name in zip(ids, cast.names, strict=True)}
-    members = None if place.taps_wire else {stems[peer] for peer in place.controls}
+    members = None if place.taps_wire or place.carries else {stems[peer] for peer in place.controls}
     ended = {m["name"]: m["ended"] for m in read_json(folder / "summary.json")["peers"]}
     unfinished = {stem(name) for name, how in ended.items() if how != "finished"}
     return read_transcript(folder / "transcript", members, unfinished)
@@ -124,18 +144,18 @@ def _judge(
     folder: Path, cast: Cast, ids: Sequence[PeerId], choice: Choice, vantage: str, guess: Guess
 ) -> list[dict[str, Any]]:
     """A row for each private picture of a batch; one that the attack left out scores what gray scores."""
-    victim = ids.index(guess.victim)
-    drawn = cast.drawn(victim, guess.round)
+    owners, drawn = _behind(cast, ids, guess)
     truth, labels = cast.dataset.train_x[drawn], cast.dataset.train_y[drawn]
     public = cast.dataset.public_x
     rows = []
     for scored in score(guess, truth, labels, public):
         paths = {"truth": "", "guess": "", "floor": ""}
         if scored.guess is not None and scored.nearest is not None:
-            start = f"{_slug(choice, vantage)}-{cast.names[victim]}-{guess.round}-{scored.truth}".replace(":", "")
+            name = f"{_slug(choice, vantage)}-{cast.names[ids.index(guess.victim)]}-{guess.round}-{scored.truth}"
+            start = name.replace(":", "")
             shown = (truth[scored.truth], guess.pictures[scored.guess], public[scored.nearest])
             paths = {k: _save(folder, f"{start}-{k}.png", x) for k, x in zip(paths, shown, strict=True)}
-        rows.append(_row(cast.names[victim], int(labels[scored.truth]), scored) | paths)
+        rows.append(_row(cast.names[owners[scored.truth]], int(labels[scored.truth]), scored) | paths)
     return rows
 
 
@@ -162,7 +182,7 @@ def _labels(cast: Cast, ids: Sequence[PeerId], guesses: Sequence[Guess]) -> dict
     for guess in guesses:
         if not len(guess.labels):
             continue
-        drawn = cast.drawn(ids.index(guess.victim), guess.round)
+        _, drawn = _behind(cast, ids, guess)
         truth = np.bincount(cast.dataset.train_y[drawn], minlength=cast.dataset.classes)
         said = np.bincount(guess.labels[: len(drawn)], minlength=cast.dataset.classes)
         right += int(np.minimum(truth, said).sum())

@@ -15,10 +15,14 @@ import numpy as np
 from veilmesh.attacks.tampers.base import TAMPERS, Insider, Tamper
 from veilmesh.attacks.view import Public, Vantage
 from veilmesh.core import BadInput, generator, seed_number
+from veilmesh.core.zerosum import Pair
 from veilmesh.crypto.codecs.base import CODECS, Vector
+from veilmesh.crypto.pairwise import pair_public, pair_seed
 from veilmesh.peer.machine import Machine, PeerId
 from veilmesh.peer.transports.base import TRANSPORTS
+from veilmesh.peer.worker import Executor, with_errands
 from veilmesh.sim.overlay import Overlay
+from veilmesh.sim.privacy import require_privacy
 from veilmesh.sim.scenario import Choice, Scenario
 from veilmesh.swarm.aggregators.base import AGGREGATORS, Aggregator
 from veilmesh.swarm.guards.base import GUARDS
@@ -31,7 +35,7 @@ from veilmesh.tasks.models.base import MODELS
 from veilmesh.tasks.models.build import build_model, check_fit, initial_vector
 from veilmesh.tasks.partition import PARTITIONS
 from veilmesh.tasks.training import Trainer
-from veilmesh.tasks.work import Evaluate, Settings, Train, batch_indices
+from veilmesh.tasks.work import Evaluate, Private, Settings, Train, batch_indices, poisson_indices
 
 __all__ = ["Cast", "TrainingSource", "stem"]
 
@@ -90,7 +94,9 @@ class Cast:
         check_fit(model.name, dataset.per_pixel)
         initial = initial_vector(model.name, model.options, dataset.shape, dataset.classes, scenario.seed)
         cast = cls(scenario, dataset, tuple(shards), rows, initial)
-        if scenario.door.open and not isinstance(cast.machine(0, [PeerId(n) for n in cast.names]), GossipMachine):
+        require_privacy(cast)  # what is asked for and cannot be had is said before anything is run for it
+        first = cast.machine(0, [PeerId(n) for n in cast.names])  # refuses options that do not go together
+        if scenario.door.open and not isinstance(first, GossipMachine):
             raise BadInput(
                 f"Nobody can join a mesh of strategy {scenario.strategy.name!r} while it runs; take gossip or choco, "
                 "or leave door.open out."
@@ -167,6 +173,7 @@ class Cast:
             self.initial.size,
             secrets.randbits(63) if is_open else scenario.seed,
             index,
+            self._pairs(index),
         )
         kit = Kit(
             me=ids[index],
@@ -188,6 +195,7 @@ class Cast:
             private=secrets.randbits(63) if is_open else seed_number(scenario.seed, "private", index),
             links=partial(overlay.row, ids[index]) if is_open else None,
             late=late,
+            secret=secrets.token_bytes(32) if scenario.world == "libp2p" else b"",
         )
         machine = strategy.machine(kit)
         if self.tamper is None or index not in self.tampering:
@@ -213,16 +221,51 @@ class Cast:
             data.test_x,
             data.test_y,
             build=partial(build_model, model.name, model.options, data.shape, data.classes, scenario.seed),
-            settings=Settings(**scenario.training.model_dump()),
+            settings=self._settings(),
             seed=scenario.seed,
             peer_index=index,
+            secret=secrets.randbits(63) if scenario.door.open else None,  # who joins is told the scenario's seed
+            pairs=self._pairs(index),
         )
+
+    def _settings(self) -> Settings:
+        training = self.scenario.training
+        options, dp = training.model_dump(exclude={"private"}), training.private
+        return Settings(**options, private=Private(dp.clip, dp.noise, dp.pair) if dp else None)
+
+    def _pairs(self, index: int) -> tuple[Pair, ...]:
+        """What member `index` has in common with each neighbour, where noise is to cancel: agreed from its own key and
+        the neighbour's public one. In the laboratory keys follow from the scenario's seed."""
+        if not self.scenario.pairs_noise or index >= self.scenario.peers:
+            return ()
+        mine = self._pair_key(index)
+        return tuple(
+            Pair(pair_seed(mine, self._pair_publics[other], "noise"), 1 if index < other else -1)
+            for other in self.neighbours(index)
+        )
+
+    def _pair_key(self, index: int) -> bytes:
+        return generator(seed_number(self.scenario.seed, "private", index), "pair-key").bytes(32)
+
+    @cached_property
+    def _pair_publics(self) -> list[bytes]:
+        return [pair_public(self._pair_key(i)) for i in range(self.scenario.peers)]
+
+    def executor(self, index: int) -> Executor:
+        """What does member `index`'s work: its trainer, and errands, which need none."""
+        return with_errands(self.trainer(index).run)
 
     def drawn(self, index: int, round_: int) -> np.ndarray:
         """The truth: indices, in the data set, of the training examples peer `index` used in `round_`, step by step."""
         scenario, mine = self.scenario, self.shards[index]
         settings = scenario.training
         steps = range(settings.local_steps)
+        if settings.private and scenario.door.open:
+            raise BadInput("Who joins a private training draws its batches in secret: there is no truth to score by.")
+        if settings.private:
+            n = len(mine)
+            drawn = [poisson_indices(scenario.seed, index, round_, s, n, settings.batch) for s in steps]
+            return mine[np.concatenate(drawn)]
         drawn = [
             batch_indices(scenario.seed, index, round_, s, len(mine), settings.batch, settings.local_steps)
             for s in steps
@@ -230,12 +273,23 @@ class Cast:
         return mine[np.concatenate(drawn)]
 
     def vantage(self, text: str, ids: Sequence[PeerId]) -> Vantage:
-        """The vantage written as `peer:3`, `server` or `wire`. Raises BadInput if there is no such place."""
-        if text == "wire":
-            return Vantage(frozenset(), taps_wire=True)
-        if text not in self.names:
-            raise BadInput(f"There is no {text!r} in this run; known: {', '.join(self.names)}, wire.")
-        return Vantage(frozenset({ids[self.names.index(text)]}))
+        """The vantage written as `peer:3`, `server`, `wire`, `relay`, `relay:3`, or several of them, who pool what they
+        see, as `peer:0+peer:3`. Raises BadInput if there is no such place."""
+        places, relays = text.split("+"), self._relays(ids)
+        for place in places:
+            if place not in (*self.names, "wire", *relays):
+                raise BadInput(
+                    f"There is no {place!r} in this run; known: {', '.join(self.names)}, wire, relay and relay:N."
+                )
+        controls = frozenset(ids[self.names.index(place)] for place in places if place in self.names)
+        carries = frozenset(link for place in places for link in relays.get(place, ()))
+        return Vantage(controls, taps_wire="wire" in places, carries=carries)
+
+    def _relays(self, ids: Sequence[PeerId]) -> dict[str, frozenset[frozenset[PeerId]]]:
+        """The links that pass through a relay, by what it is called as a vantage."""
+        links = {edge: frozenset(ids[end] for end in edge) for edge in self.edges}
+        through = {f"relay:{i}": [links[e] for e in self.edges if i in e] for i in range(self.scenario.peers)}
+        return {"relay": frozenset(links.values())} | {name: frozenset(of) for name, of in through.items()}
 
     def public(self, ids: Sequence[PeerId]) -> Public:
         """What everybody who takes part is told."""

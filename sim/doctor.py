@@ -18,6 +18,8 @@ from pathlib import Path
 
 import psutil
 
+from veilmesh.peer.openfhe_process import VARIABLE as OPENFHE_VARIABLE
+
 __all__ = ["Finding", "examine"]
 
 OLDEST_PYTHON = (3, 11)
@@ -29,9 +31,9 @@ LATER = "nothing to do yet"
 EXTRAS = {
     "datasets": ("data sets by name from the Hugging Face hub", "pip install 'veilmesh[hub]'"),
     "tensorboardX": ("TensorBoard files of a run", "pip install 'veilmesh[tensorboard]'"),
-    "tenseal": (f"homomorphic sums of updates; {UNUSED}", LATER),
+    "tenseal": ("homomorphic sums of updates", "pip install 'veilmesh[he]'"),
+    "opacus": ("the epsilon of private training", "pip install 'veilmesh[privacy]'"),
     "ray": (f"studies spread over a cluster; {UNUSED}", LATER),
-    "opacus": (f"an independent check of privacy accounting; {UNUSED}", LATER),
     "aiomqtt": (f"the MQTT transport; {UNUSED}", LATER),
 }
 PROGRAMS = {
@@ -71,6 +73,7 @@ def examine() -> list[Finding]:
         _accelerator(),
         _libp2p(),
         *(_extra(name, gives, how) for name, (gives, how) in EXTRAS.items()),
+        _openfhe(),
         *(_program(name, any_of, gives) for name, (any_of, gives) in PROGRAMS.items()),
         _cores(),
         _memory(),
@@ -91,6 +94,17 @@ def _torch() -> Finding:
     return Finding(
         "torch", found is not None, found, "training, attacks and scores", "make install, or pip install torch"
     )
+
+
+def _openfhe() -> Finding:
+    """It runs in a Python of its own: no wheel of it fits an interpreter that veilmesh runs on."""
+    named = os.environ.get(OPENFHE_VARIABLE)
+    found = shutil.which(named) if named else None
+    how = (
+        "make an environment of Python 3.10, 'pip install openfhe==1.6.1.0.22.4' in it, and let "
+        f"{OPENFHE_VARIABLE} name its interpreter"
+    )
+    return Finding("openfhe", found is not None, found, "threshold sums, which no single peer can decrypt", how)
 
 
 def _accelerator() -> Finding:

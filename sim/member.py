@@ -80,12 +80,13 @@ async def take_part(cast: Cast, index: int, around: Surroundings) -> MemberRepor
     """Take part in a run as member `index`. Raises BadInput if the mesh does not come up in time."""
     timing, transport = cast.scenario.timing, around.transport
     sealing = X25519PrivateKey.generate()  # fresh for every run: what was recorded cannot be opened afterwards
-    mailroom = Mailroom(around.identity, sealing, around.run, kinds=frozenset(Kind))
+    padding = cast.scenario.envelope.padding
+    mailroom = Mailroom(around.identity, sealing, around.run, kinds=frozenset(Kind), padding=padding)
     async with transport.open() as inbox:
         # The serial tells a restarted peer's new card from a replay of its old one.
         public, serial = sealing.public_key().public_bytes_raw(), time.time_ns()
         card = Card.issue(around.identity, public, around.run, transport.address, serial)
-        cards = await around.announce(card, {**PROTECTIONS, **transport.protections})
+        cards = await around.announce(card, {**PROTECTIONS, "padding": padding, **transport.protections})
         lobby = _lobby(cast, mailroom, card, cards, around)
         near = [cards[n] for n in (set(range(len(cards))) - {index} if lobby else cast.neighbours(index))]
         for neighbour in near:

@@ -70,7 +70,7 @@ class MemberProcess:
         import torch
 
         torch.set_num_threads(1)
-        execute = self.cast.trainer(self.index).run
+        execute = self.cast.executor(self.index)
         factor = self.cast.scenario.links.slow.get(self.cast.names[self.index], 1.0)
         return execute if factor == 1 else _slowed(execute, factor)
 

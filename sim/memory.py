@@ -72,7 +72,7 @@ async def _run(cast: Cast, folder: Path, watch: Watch, resumed: Resumption | Non
                 run=run,
                 identity=identities[index],
                 transport=transport,
-                worker=InlineWorker(cast.trainer(index).run),
+                worker=InlineWorker(cast.executor(index)),
                 announce=announce,
                 note=note,
                 tap=tap.keep if tap.keeps else None,

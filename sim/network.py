@@ -14,7 +14,9 @@ from time import monotonic
 from typing import Any
 
 from veilmesh.core import BadInput, LocalError, RemoteError
+from veilmesh.crypto.envelope import MAX_BODY
 from veilmesh.crypto.frame import frame_size
+from veilmesh.crypto.padding import Padding
 from veilmesh.peer.machine import (
     CancelTimer,
     Effect,
@@ -89,6 +91,7 @@ class VirtualNetwork:
         grace, silence: seconds until its neighbours notice that a peer was killed, or stands still.
         note, keep, tap: told everything, with the virtual time.
         start: the virtual time at which everybody starts.
+        padding: how bodies would be made longer; counted, not done.
     """
 
     def __init__(
@@ -104,8 +107,10 @@ class VirtualNetwork:
         keep: Callable[[PeerId, Keep, float], None] = lambda peer, kept, now: None,
         tap: Callable[[Record], None] = lambda record: None,
         start: float = 0.0,
+        padding: Padding = "none",
     ) -> None:
         self._players = players
+        self._padding = padding
         self._latency = latency
         self._work_time = work_time
         self._faults = faults
@@ -187,7 +192,7 @@ class VirtualNetwork:
     def _carry(self, peer: PeerId, player: Player, to: PeerId, body: bytes, now: float) -> None:
         if to not in player.neighbours:
             raise LocalError(f"the machine speaks to {to}, which is not a neighbour")
-        size = frame_size(len(body), with_hello=False)
+        size = frame_size(len(body), with_hello=False, padding=self._padding, cap=MAX_BODY)
         other = self._players[to]
         player.sent += size
         player.messages_sent += 1
@@ -249,7 +254,7 @@ def run_in_virtual_time(cast: Cast, folder: Path, watch: Watch, resumed: Resumpt
     players = {
         ids[i]: Player(
             resumed_machine(cast.machine(i, ids), resumed.kept[i]) if resumed else cast.machine(i, ids),
-            cast.trainer(i).run,
+            cast.executor(i),
             frozenset(ids[n] for n in cast.neighbours(i)),
             slow=cast.scenario.links.slow.get(cast.names[i], 1.0),
         )
@@ -288,6 +293,7 @@ def run_in_virtual_time(cast: Cast, folder: Path, watch: Watch, resumed: Resumpt
         note=note,
         keep=keep,
         start=resumed.seconds if resumed else 0.0,
+        padding=cast.scenario.envelope.padding,
         tap=lambda record: taps[ids.index(record.at)].keep(record),
     )
     begin = monotonic()
@@ -299,7 +305,8 @@ def run_in_virtual_time(cast: Cast, folder: Path, watch: Watch, resumed: Resumpt
         for tap in taps:
             tap.__exit__()
     members = [_ended(cast, i, ids, players[ids[i]], recorder, rounds[ids[i]]) for i in range(cast.size)]
-    return recorder.finish(members, monotonic() - begin, {"envelope": "none: simulated"}, "simulated")
+    protections = {"envelope": "none: simulated", "padding": cast.scenario.envelope.padding}
+    return recorder.finish(members, monotonic() - begin, protections, "simulated")
 
 
 def _ended(cast: Cast, index: int, ids: Sequence[PeerId], player: Player, recorder: Recorder, rounds: int) -> Ended:

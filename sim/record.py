@@ -12,6 +12,7 @@ summary.json    every figure of the run; written last, whole or not at all
 
 import json
 import platform
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
@@ -25,6 +26,7 @@ from veilmesh.sim.agreement import final_models
 from veilmesh.sim.backdoor import backdoor_success
 from veilmesh.sim.cast import Cast, stem
 from veilmesh.sim.curves import levels_reached, who_counts
+from veilmesh.sim.privacy import privacy_figures
 from veilmesh.sim.resume import Counted, Resumption, scenario_digest
 from veilmesh.swarm.strategies.base import Outcome
 
@@ -100,6 +102,7 @@ class Recorder:
         self._cast = cast
         self._ids = ids
         self._resumed = resumed
+        self._trained: Counter[int] = Counter()  # rounds, by member: what an accountant counts
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "summary.json").unlink(missing_ok=True)
@@ -137,6 +140,7 @@ class Recorder:
             if note.kind == "kept":  # a checkpoint outlives this process: so must what was noted before it
                 self._events.flush()
                 self._metrics.flush()
+            self._trained[index] += note.kind == "trained"
             if note.kind in ("trained", "accuracy"):
                 self._measure(index, note, t, traffic)
 
@@ -172,6 +176,8 @@ class Recorder:
         summary |= {"resumed_from": list(self._resumed.rounds)} if self._resumed else {}
         whole = [m.name for m in members if m.ended == "finished" and m.index not in self._cast.tampering]
         summary |= levels_reached(_lines(self.folder / "metrics.jsonl"), who_counts(summary))
+        unfinished = [m.index for m in members if m.ended != "finished" and m.role == "peer"]
+        summary |= privacy_figures(self._cast, self._trained, unfinished)
         summary["backdoor"] = backdoor_success(self._cast, self.folder / "checkpoints", whole)
         summary |= final_models(self.folder / "checkpoints", whole)
         write_json(self.folder / "summary.json", summary)
@@ -228,7 +234,7 @@ def _summary(
         "adversary": {
             "vantage": vantage,
             "controls": sorted(cast.tampering | {i for i, name in enumerate(cast.names) if name == vantage}),
-            "taps_wire": vantage == "wire",
+            "taps_wire": vantage in ("wire", "relay"),
         }
         if vantage
         else None,

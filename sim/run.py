@@ -26,6 +26,7 @@ from veilmesh.sim.resume import (
     scenario_digest,
 )
 from veilmesh.sim.scenario import Choice, Scenario
+from veilmesh.sim.traffic import attach_traffic
 
 __all__ = ["COMPLETE", "Assignment", "RunJob", "attack_run", "join_run", "run_scenario", "take_up"]
 
@@ -50,7 +51,8 @@ def run_scenario(cast: Cast, folder: Path, progress: Progress, resumed: Resumpti
             _rewind(cast, folder, resumed)
         else:
             fresh(folder)
-        return _run(cast, folder, progress, resumed)
+        _run(cast, folder, progress, resumed)
+        return attach_traffic(folder, cast)
 
 
 def take_up(folder: Path, rounds: int | None = None) -> tuple[Cast, Resumption]:

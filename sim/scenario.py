@@ -15,6 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from veilmesh.core import BadInput, Registry, RemoteError
 from veilmesh.core.registry import first_complaint, unknown
 from veilmesh.crypto.identity import PeerId, public_key
+from veilmesh.crypto.padding import Padding
 from veilmesh.sim.faults import Churn, Fault, Links, misplaced
 
 __all__ = ["Adversary", "Choice", "Scenario", "Training", "override", "read_toml"]
@@ -52,6 +53,19 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+class PrivateTraining(_Strict):
+    """Training with differential privacy (DP-SGD): the unit is one example of one peer, whom everybody may watch.
+
+    With it, batches are Poisson samples of `training.batch` examples on average. The report says the run's epsilon.
+    """
+
+    clip: float = Field(default=1.0, gt=0, description="the L2 norm that an example's gradient may have")
+    noise: float = Field(default=1.0, gt=0, description="standard deviation of the noise on their sum, over clip")
+    delta: float = Field(default=1e-5, gt=0, lt=1, description="the chance that epsilon does not hold")
+    pair: float = Field(default=0.0, ge=0, description="of noise that each neighbour takes away again, over clip")
+    colluders: int = Field(default=1, ge=0, description="peers that pool what they know, for the epsilon of pair")
+
+
 class Training(_Strict):
     """How a peer trains on its own data between two exchanges."""
 
@@ -60,10 +74,15 @@ class Training(_Strict):
     learning_rate: float = Field(default=0.1, gt=0)
     momentum: float = Field(default=0.0, ge=0, lt=1)
     optimizer: Literal["sgd", "adam"] = "sgd"
+    private: PrivateTraining | None = None
 
 
 class Adversary(_Strict):
-    """Who is malicious: where it listens (`peer:3`, `server`, or `wire`, which taps every link), and what it does."""
+    """Who is malicious: where it listens, and what it does.
+
+    `peer:3` and `server` take part; `wire` taps every link; `relay` is one that every frame passes through, `relay:3`
+    the one that peer 3 is reached through.
+    """
 
     vantage: str
     tamper: Named | None = None  # what it does besides taking part
@@ -72,8 +91,10 @@ class Adversary(_Strict):
     @field_validator("vantage")
     @classmethod
     def _is_a_place(cls, text: str) -> str:
-        if not re.fullmatch(r"peer:[0-9]{1,6}|server|wire", text):
-            raise ValueError(f"{text!r} is no place to sit; write peer:N (peers count from 0), server or wire")
+        if not re.fullmatch(r"peer:[0-9]{1,6}|server|wire|relay(:[0-9]{1,6})?", text):
+            raise ValueError(
+                f"{text!r} is no place to sit; write peer:N (peers count from 0), server, wire, relay or relay:N"
+            )
         return text
 
     @property
@@ -88,6 +109,12 @@ class Transcript(_Strict):
 
     keep: Literal["none", "controlled", "all"] = "controlled"
     max_bytes: int = Field(default=64 << 20, ge=0, description="per peer; later frames are not kept")
+
+
+class Envelope(_Strict):
+    """How messages are sealed, as far as that can be chosen; they always are."""
+
+    padding: Padding = Field(default="none", description="longer bodies, of fewer lengths: padme or power-of-two")
 
 
 class Timing(_Strict):
@@ -152,6 +179,7 @@ class Scenario(_Strict):
     transport: Named = Choice(name="libp2p")
     adversary: Adversary | None = None
     transcript: Transcript = Transcript()
+    envelope: Envelope = Envelope()
     timing: Timing = Timing()
     checkpoints: Checkpoints = Checkpoints()
     links: Links = Links()
@@ -184,6 +212,8 @@ class Scenario(_Strict):
                 "scaffold reads gradients off the way that plain sgd goes; set training.optimizer = sgd and "
                 "training.momentum = 0, or take fedavg or fedprox"
             )
+        if why := self._not_private():
+            raise ValueError(why)
         if self.adversary and self.adversary.vantage.startswith("peer:"):
             index = int(self.adversary.vantage.removeprefix("peer:"))
             if index >= self.peers:
@@ -205,13 +235,38 @@ class Scenario(_Strict):
             raise ValueError("churn is members coming and going; set door.open = true too")
         return self
 
+    @property
+    def pairs_noise(self) -> bool:
+        """Whether neighbours add noise that is to cancel."""
+        private = self.training.private
+        return bool(private and private.pair) or any(guard.name == "correlated-noise" for guard in self.guards)
+
     def keeps(self, name: str) -> bool:
         """Whether the run's tap is kept of everything that is seen from `name`: a member, or `wire` for all of them."""
         if self.transcript.keep != "controlled":
             return self.transcript.keep == "all"
-        return self.adversary is not None and self.adversary.vantage in ("wire", name)
+        seat = self.adversary.vantage if self.adversary else ""
+        return seat in ("wire", name) or seat.startswith("relay")
+
+    def _not_private(self) -> str | None:
+        """Why the differential privacy that is asked for cannot be had, if it cannot."""
+        private, guards = self.training.private, {guard.name for guard in self.guards}
+        accounted = bool(private) or bool(guards & {"private-update", "correlated-noise"})
+        if accounted and self.checkpoints.every:
+            return "a run that is taken up again says some rounds twice, which no epsilon counts; leave out checkpoints"
+        if not self.pairs_noise:
+            return None
+        paired = "training.private.pair" if private and private.pair else "guard correlated-noise"
+        if self.strategy.name != "gossip" or self.door.open:
+            return f"{paired} is noise that fixed neighbours share; set strategy to gossip, and door.open to false"
+        if private and private.pair and self.training.optimizer == "adam":
+            return "noise that neighbours share does not cancel behind adam, which scales it; take sgd, or pair = 0"
+        return None
 
     def _tampers_somewhere(self, adversary: Adversary) -> None:
+        behind = adversary.vantage.removeprefix("relay:")
+        if behind.isdigit() and int(behind) >= self.peers:
+            raise ValueError(f"there is no peer {behind} behind a relay, among {self.peers} (they count from 0)")
         if adversary.peers and not adversary.tamper:
             raise ValueError("adversary.peers are those that tamper; set adversary.tamper too, or leave them out")
         if adversary.tamper and not adversary.tampering:

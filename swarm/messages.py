@@ -1,4 +1,4 @@
-"""What swarm peers say to each other: sixteen messages, msgpack arrays, decoded strictly.
+"""What swarm peers say to each other: messages, msgpack arrays, decoded strictly.
 
 `Update` carries an encoded difference: in gossip, from the sender's public copy (what its neighbours hold of it) to its
 model after local training; in the star, from the round's global model to the client's. `Model` is the hub's broadcast.
@@ -6,7 +6,8 @@ model after local training; in the star, from the round's global model to the cl
 and the weight that goes with it. `Delta` is a difference on one link of a gossip without rounds. `ControlledModel` and
 `ControlledUpdate` are SCAFFOLD's, with control variates. `Attest` and `Vouch` let one who comes late to a gossip hold
 a copy against what others hold of the same peer. `Part` and `Averaged` are those of an
-all-reduce; `Commit`, `Reveal` and `Vote` elect a leader, who says `Merged`.
+all-reduce; `Commit`, `Reveal` and `Vote` elect a leader, who says `Merged`. `Key`, `Encrypted` and `Summed` are those
+of homomorphic encryption. Those of a sum by masks stand in `secure_messages`.
 """
 
 from typing import TypeAlias
@@ -14,10 +15,12 @@ from typing import TypeAlias
 import msgspec
 
 from veilmesh.core import Refusal, RemoteError
+from veilmesh.swarm.secure_messages import SumMessage, wrong_sum
 
 __all__ = [
-    "Ask", "Attest", "Averaged", "Commit", "ControlledModel", "ControlledUpdate", "Copy", "Delta", "Merged", "Message",
-    "Model", "DIGEST", "NONCE", "Part", "Reveal", "Share", "Update", "Vote", "Vouch", "decode", "encode",
+    "Ask", "Attest", "Averaged", "Commit", "ControlledModel", "ControlledUpdate", "Copy", "Delta", "Encrypted", "Key",
+    "Merged", "Message", "Summed",
+    "Model", "DIGEST", "NONCE", "Part", "Reveal", "Share", "Step", "Update", "Vote", "Vouch", "decode", "encode",
 ]  # fmt: skip
 
 
@@ -166,9 +169,44 @@ class Merged(msgspec.Struct, frozen=True, array_like=True, tag="merged", forbid_
     blob: bytes
 
 
+class Key(msgspec.Struct, frozen=True, array_like=True, tag="key", forbid_unknown_fields=True):
+    """From `round` on, this is the sender's public key; where one key is everybody's, it is that one, secret too."""
+
+    round: int
+    blob: bytes
+
+
+class Encrypted(msgspec.Struct, frozen=True, array_like=True, tag="encrypted", forbid_unknown_fields=True):
+    """The sender's model of `round` under the public key of the peer at place `to` of the roster; `key` is that key's
+    SHA-256. It goes to whoever adds for that peer, who has no key to it."""
+
+    round: int
+    to: int
+    key: bytes
+    blob: bytes
+
+
+class Summed(msgspec.Struct, frozen=True, array_like=True, tag="summed", forbid_unknown_fields=True):
+    """The sum, still encrypted under the receiver's key, of what the peers at these `places` said in `round`; none
+    where there were too few of them for a sum to hide anybody. Where one key is everybody's, and decryptions are
+    published, a sum that the sender has decrypted: float64, little-endian."""
+
+    round: int
+    places: tuple[int, ...]
+    blob: bytes
+
+
+class Step(msgspec.Struct, frozen=True, array_like=True, tag="step", forbid_unknown_fields=True):
+    """What the sender says in `step` (0, 1, ...) of a `round` of several, in the words of that step: `body`."""
+
+    round: int
+    step: int
+    body: bytes
+
+
 Message: TypeAlias = (
-    Update | Model | ControlledModel | ControlledUpdate | Ask | Copy | Share | Delta | Attest | Vouch
-    | Part | Averaged | Commit | Reveal | Vote | Merged
+    SumMessage | Update | Model | ControlledModel | ControlledUpdate | Ask | Copy | Share | Delta | Attest | Vouch
+    | Part | Averaged | Commit | Reveal | Vote | Merged | Key | Encrypted | Summed | Step
 )  # fmt: skip
 
 _ENCODER = msgspec.msgpack.Encoder()
@@ -204,17 +242,19 @@ def decode(body: bytes) -> Message:
         raise RemoteError(Refusal.MALFORMED, "a name that is no peer's")
     if isinstance(message, Vouch) and len(message.digest) not in (0, 32):
         raise RemoteError(Refusal.MALFORMED, "a digest of another length")
-    if (problem := _out_of_shape(message)) is not None:
+    if (problem := wrong_sum(message) or _out_of_shape(message)) is not None:
         raise RemoteError(Refusal.MALFORMED, problem)
     return message
 
 
 def _out_of_shape(message: Message) -> str | None:
-    """What is wrong with a message of an all-reduce or of an election."""
+    """What is wrong with a message of an all-reduce, of an election or of homomorphic encryption."""
     numbers: tuple[int, ...] = ()
     match message:
         case Part(part=part):
             numbers = (part,)
+        case Step(step=step):
+            numbers = (step,)
         case Averaged(part=part, count=count):
             numbers = (part, count - 1)
         case Commit(ballot=ballot, settled=settled, digest=digest):
@@ -231,4 +271,12 @@ def _out_of_shape(message: Message) -> str | None:
                 return "a nonce of another length"
         case Merged(ballot=ballot, group=group):
             numbers = (ballot - 1, group)
+        case Encrypted(to=to, key=key):
+            numbers = (to,)
+            if len(key) != DIGEST:
+                return "a digest of another length"
+        case Summed(places=places):
+            numbers = places
+            if any(a >= b for a, b in zip(places, places[1:], strict=False)):
+                return "places out of order"
     return None if all(0 <= number < _ROUNDS for number in numbers) else "a number out of range"

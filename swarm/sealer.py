@@ -5,10 +5,12 @@ feedback (or the public copies of gossip) remember, never the guard's.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from veilmesh.core import Refusal, RemoteError, generator, seed_number
+from veilmesh.core.zerosum import Pair
 from veilmesh.crypto.codecs import table
 from veilmesh.crypto.codecs.base import Codec, Decoded, Vector
 from veilmesh.swarm.guards.base import Guard, RoundInfo
@@ -36,19 +38,32 @@ class Sealer:
         dimension: d, the length of every vector.
         seed: the scenario's seed; streams are named by purpose, `index` and round.
         index: this peer's place in the roster.
+        pairs: what this peer has in common with each neighbour, for guards whose noise cancels.
     """
 
-    def __init__(self, guards: Sequence[Guard], codec: Codec, dimension: int, seed: int, index: int) -> None:
+    def __init__(
+        self, guards: Sequence[Guard], codec: Codec, dimension: int, seed: int, index: int, pairs: Sequence[Pair] = ()
+    ) -> None:
         self._guards = tuple(guards)
         self._codec = codec
         self._seed = seed
         self._index = index
+        self._pairs = tuple(pairs)
+        self._guarded = (-1, 0)  # the last round that was guarded, and how many were a second time so far
         self.dimension = dimension
 
     def guard(self, update: Vector, info: RoundInfo) -> Vector:
-        """The update (d,) this peer is willing to show, and trains on itself."""
+        """The update (d,) this peer is willing to show, and trains on itself.
+
+        A peer that falls back to a round guards another update in it, with other draws: the same noise twice would be
+        none in the difference.
+        """
+        last, again = self._guarded
+        self._guarded = (max(last, info.round), again + (info.round <= last))
+        name = (self._index, info.round, *((self._guarded[1],) if self._guarded[1] else ()))
         for place, guard in enumerate(self._guards):
-            update = guard.outgoing(update, info, generator(self._seed, "guard", place, self._index, info.round))
+            rng = generator(self._seed, "guard", place, *name)
+            update = guard.outgoing(update, replace(info, pairs=self._pairs) if self._pairs else info, rng)
         return update
 
     @property

@@ -14,9 +14,23 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from veilmesh.core import BadInput, LocalError
+from veilmesh.core.zerosum import Pair
 from veilmesh.tasks.data.base import Labels, Pictures
 from veilmesh.tasks.optimizers import optimizer
-from veilmesh.tasks.work import Evaluate, Evaluated, Indices, Settings, Train, Trained, Vector, batch_place, epoch_order
+from veilmesh.tasks.private import clipped_sum, loss_of, noise
+from veilmesh.tasks.work import (
+    Evaluate,
+    Evaluated,
+    Indices,
+    Private,
+    Settings,
+    Train,
+    Trained,
+    Vector,
+    batch_place,
+    epoch_order,
+    poisson_indices,
+)
 
 __all__ = ["Evaluate", "Evaluated", "Settings", "Train", "Trained", "Trainer"]
 
@@ -26,8 +40,9 @@ _CHUNK = 256  # test pictures in one forward pass
 class Trainer:
     """Does a peer's training and scoring.
 
-    Deterministic: which pictures a step uses is `batch_indices`, and nothing else is drawn. Not for two threads at
-    once.
+    Deterministic: which pictures a step uses is `batch_indices`, and nothing else is drawn. In private training it is
+    `poisson_indices`, and noise is drawn, both from `secret`; a round that is trained twice has other draws the second
+    time. Not for two threads at once.
 
     Args:
         x, y: the peer's own pictures (n, C, H, W) and labels; n >= 1.
@@ -36,11 +51,13 @@ class Trainer:
             parameters do not matter, since every task brings its own.
         settings: what a round of local training is.
         seed, peer_index: name the stream that batches are drawn from.
+        secret: what private training draws from instead; None: `seed`, which in a laboratory is all there is.
+        pairs: what this peer has in common with each neighbour, for noise that cancels.
     """
 
     def __init__(
         self, x: Pictures, y: Labels, test_x: Pictures, test_y: Labels, build: Callable[[], nn.Module],
-        settings: Settings, seed: int, peer_index: int,
+        settings: Settings, seed: int, peer_index: int, secret: int | None = None, pairs: Sequence[Pair] = (),
     ) -> None:  # fmt: skip
         self._x, self._y = _tensor(x), _tensor(y)
         self._test_x, self._test_y = _tensor(test_x), _tensor(test_y)
@@ -51,6 +68,10 @@ class Trainer:
         self._flat = _flatten(self._parameters)
         self._start = torch.empty_like(self._flat)  # what a round of several steps began with
         self._optimizer = optimizer(settings, self._flat.numel())
+        self._secret = seed if secret is None else secret
+        self._pairs = tuple(pairs)
+        self._loss = loss_of(self._model)
+        self._attempt = (-1, 0)  # the round trained last, and how many were trained again so far
         self._order: tuple[int, Indices] | None = None  # the epoch that was asked for last, and its order
 
     def run(self, tasks: Sequence[object]) -> list[object]:
@@ -73,17 +94,23 @@ class Trainer:
         update = self._optimizer.begin()
         losses: list[float] = []
         samples = 0
+        again = self._again(task.round)
         for step in range(self._settings.local_steps):
             if step:
                 torch.add(self._start, update, out=self._flat)
-            batch = torch.from_numpy(self._batch(task.round, step))
-            losses.append(self._gradient(batch))
+            if self._settings.private:
+                losses.append(self._private_gradient(self._settings.private, task.round, step, again))
+                size = min(self._settings.batch, len(self._x))  # how many there really were is private too
+            else:
+                batch = torch.from_numpy(self._batch(task.round, step))
+                losses.append(self._gradient(batch))
+                size = len(batch)
             if task.proximal and step:  # its gradient is proportional to the way gone, which is nothing at first
                 self._optimizer.gradient.add_(update, alpha=task.proximal)
             if correction is not None:
                 self._optimizer.gradient.add_(correction)
             self._optimizer.step(update)
-            samples += len(batch)
+            samples += size
         return self._trained(task.round, update.numpy(), losses, samples)
 
     def _trained(self, round: int, update: Vector, losses: list[float], samples: int) -> Trained:
@@ -99,6 +126,26 @@ class Trainer:
         gradients = torch.autograd.grad(loss, self._parameters)
         torch.cat([g.reshape(-1) for g in gradients], out=self._optimizer.gradient)
         return loss.item()
+
+    def _private_gradient(self, private: Private, round: int, step: int, again: int) -> float:
+        """Write a private gradient to the optimizer; the loss on the pictures that were drawn, or, where none were, on
+        all: it is for the peer's own record."""
+        n, batch = len(self._x), self._settings.batch
+        drawn = torch.from_numpy(poisson_indices(self._secret, self._peer, round, step, n, batch, again))
+        some = drawn if len(drawn) else torch.arange(n)
+        x, y = self._x.index_select(0, some), self._y.index_select(0, some)
+        parameters = {name: p.detach() for name, p in self._model.named_parameters()}
+        counts = torch.full((len(some),), float(len(drawn) > 0))
+        total, losses = clipped_sum(self._loss, parameters, x, y, counts, private.clip)
+        total += noise(private, len(total), self._secret, self._pairs, self._peer, round, step, again)
+        torch.mul(total, 1 / min(batch, n), out=self._optimizer.gradient)
+        return losses.mean().item()
+
+    def _again(self, round: int) -> int:
+        """How many rounds were trained a second time so far, if this is one: noise must never be drawn twice."""
+        last, again = self._attempt
+        self._attempt = (max(last, round), again + (round <= last))
+        return self._attempt[1]
 
     def _evaluate(self, parameters: Vector) -> Evaluated:
         self._load(parameters)

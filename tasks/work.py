@@ -14,8 +14,8 @@ from pydantic import Field
 from veilmesh.core import LocalError, generator
 
 __all__ = [
-    "Evaluate", "Evaluated", "Indices", "Settings", "Train", "Trained", "Vector", "batch_indices", "batch_place",
-    "epoch_order",
+    "Evaluate", "Evaluated", "Indices", "Private", "Settings", "Train", "Trained", "Vector", "batch_indices",
+    "batch_place", "epoch_order", "poisson_indices", "sampling_rate",
 ]  # fmt: skip
 
 Vector: TypeAlias = NDArray[np.float32]
@@ -25,12 +25,24 @@ Indices: TypeAlias = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
+class Private:
+    """Training with differential privacy (DP-SGD): an example's gradient is clipped to the L2 norm `clip`, and noise of
+    `noise` times that is added to the sum of them; in a gossip also, for each neighbour, noise of `pair` times that
+    which the neighbour takes away again (DECOR)."""
+
+    clip: float
+    noise: float
+    pair: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """Local training of one round: `local_steps` steps on `batch` pictures each, of SGD or of Adam.
 
     Adam is Kingma and Ba's (2015), with the betas 0.9 and 0.999 and an epsilon of 1e-8; `momentum` is SGD's. The
-    optimizer's state starts from zero in every round, so a round depends on nothing but what its task says. Raises
-    LocalError on Adam with momentum.
+    optimizer's state starts from zero in every round, so a round depends on nothing but what its task says. With
+    `private`, gradients are private ones of Poisson samples, and what an optimizer makes of them, or a protocol, is
+    post-processing. Raises LocalError on Adam with momentum.
     """
 
     batch: Annotated[int, Field(ge=1)]
@@ -38,6 +50,7 @@ class Settings:
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     optimizer: Literal["sgd", "adam"] = "sgd"
+    private: Private | None = None
 
     def __post_init__(self) -> None:
         if self.optimizer == "adam" and self.momentum:
@@ -63,7 +76,8 @@ class Trained:
     """`update` (d,): new parameters minus old; `loss`: mean over the local steps, each before its step, and of the
     pictures alone: a proximal term or a correction is not in it.
 
-    `samples` is how many pictures stand behind the update: batch times local steps.
+    `samples` is how many pictures stand behind the update: batch times local steps; in private training, how many were
+    to be expected.
     """
 
     update: Vector
@@ -97,6 +111,21 @@ def batch_indices(
     """
     epoch, start, stop = batch_place(round, step, n, batch, local_steps)
     return epoch_order(seed, peer_index, epoch, n)[start:stop]
+
+
+def sampling_rate(n: int, batch: int) -> float:
+    """The chance of each of a peer's `n` pictures to be in a Poisson sample of `batch` of them, on average."""
+    return min(1.0, batch / n)
+
+
+def poisson_indices(seed: int, peer_index: int, round: int, step: int, n: int, batch: int, again: int = 0) -> Indices:
+    """Which of its `n` pictures a peer uses in a step of private training: each by itself, at `sampling_rate`; (k,).
+
+    There may be none. `again` counts how often the round was trained before. A pure function. Whoever knows `seed`
+    knows the sample, and for him subsampling protects nobody.
+    """
+    name = ("poisson", peer_index, round, step, *((again,) if again else ()))
+    return np.flatnonzero(generator(seed, *name).random(n) < sampling_rate(n, batch))
 
 
 def batch_place(round: int, step: int, n: int, batch: int, local_steps: int) -> tuple[int, int, int]:

@@ -38,12 +38,14 @@ class Analytic:
     Args:
         targets: at most so many rounds of each victim, the earliest exactly known ones first.
         features: whether to report the inputs of deeper layers.
+        across: of groups that show only sums, solve the sums of all rounds for single members.
     """
 
     reconstructs: ClassVar[str] = "pictures"
 
     targets: Annotated[int, Field(ge=1)] = 16
     features: bool = True
+    across: bool = False
 
     def run(self, view: View, rng: np.random.Generator) -> Iterator[Guess]:
         """As `Attack.run`; draws nothing from `rng`. Raises BadInput on a network without such a layer."""
@@ -51,7 +53,7 @@ class Analytic:
         layers = [layer for layer in network.linear_layers() if layer.bias is not None]
         if not layers:
             raise BadInput("The analytic attack needs a fully connected layer with a bias, and this network has none.")
-        for observed in observe_updates(view, self.targets):
+        for observed in observe_updates(view, self.targets, self.across):
             labels = infer_labels(network, observed, view.public)
             yield self._guess(network, layers, observed, labels, batch_size(observed, view.public))
 
@@ -68,7 +70,7 @@ class Analytic:
                 features[layer.name] = inputs.tolist()
         details = {"exact": observed.exact, "coverage": observed.coverage, "features": features}
         loss = _distance(network, observed, pictures, labels[: len(pictures)])
-        return Guess(observed.victim, observed.round, pictures, labels, loss, details)
+        return Guess(observed.victim, observed.round, pictures, labels, loss, details, observed.among)
 
 
 def single_input(weight: Floats, bias: Floats, said: NDArray[np.bool_] | None = None) -> Floats:

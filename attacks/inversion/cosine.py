@@ -65,7 +65,9 @@ class CosineInversion:
             runs = [self._descend(goal, start) for start in self._starts(seed, observed, shape)]
             best = min(runs, key=lambda run: run.loss)
             details = {"exact": observed.exact, "coverage": observed.coverage, "distance": best.distance}
-            yield Guess(observed.victim, observed.round, best.x.numpy(), labels.numpy(), best.loss, details)
+            yield Guess(
+                observed.victim, observed.round, best.x.numpy(), labels.numpy(), best.loss, details, observed.among
+            )
 
     def _starts(self, seed: int, observed: Observed, shape: tuple[int, ...]) -> Iterator[Tensor]:
         name = hashlib.blake2b(observed.start.tobytes() + observed.update.tobytes(), digest_size=16).hexdigest()

@@ -33,8 +33,8 @@ def infer_labels(network: Network, observed: Observed, public: Public) -> Labels
 
 
 def batch_size(observed: Observed, public: Public) -> int:
-    """How many pictures a local step saw: what the victim said, but never more than the protocol allows."""
-    return int(np.clip(observed.samples // public.local_steps, 1, public.batch))
+    """How many pictures a local step saw, of all peers in a sum: what they said, but never more than is allowed."""
+    return int(np.clip(observed.samples // public.local_steps, 1, public.batch * max(1, len(observed.among))))
 
 
 def counts_by_impact(gradient: Floats, batch: int) -> Labels:
@@ -129,4 +129,4 @@ class LabelRecovery:
             counts, misfit = _counts(network, observed, view.public)
             labels = np.repeat(np.arange(network.classes), counts)
             details = {"exact": observed.exact, "coverage": observed.coverage}
-            yield Guess(observed.victim, observed.round, nothing, labels, misfit, details)
+            yield Guess(observed.victim, observed.round, nothing, labels, misfit, details, observed.among)

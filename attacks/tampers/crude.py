@@ -21,6 +21,9 @@ class SignFlip(Lie):
     scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     of: Literal["update", "model"] = "update"
 
+    def hears_nothing(self) -> bool:
+        return self.of == "update"
+
     def claim(self, heard: Heard, rng: np.random.Generator) -> Vector:
         if self.of == "model":
             return np.float32(-self.scale) * heard.honest
@@ -34,6 +37,9 @@ class Scaled(Lie):
 
     factor: Annotated[float, Field(allow_inf_nan=False)] = 10.0
 
+    def hears_nothing(self) -> bool:
+        return True
+
     def claim(self, heard: Heard, rng: np.random.Generator) -> Vector:
         return heard.start + np.float32(self.factor) * (heard.honest - heard.start)
 
@@ -44,6 +50,9 @@ class Noise(Lie):
     """Add Gaussian noise of `std` to every coordinate, drawn anew for every neighbour."""
 
     std: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+
+    def hears_nothing(self) -> bool:
+        return True
 
     def claim(self, heard: Heard, rng: np.random.Generator) -> Vector:
         return heard.honest + np.float32(self.std) * rng.standard_normal(heard.honest.size, dtype=np.float32)

@@ -11,11 +11,13 @@ of the round's patience. Honest ones do not wait for each other before they spea
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar, cast
 
 import numpy as np
 
 from veilmesh.attacks.tampers.base import Insider, Labels, Pictures
+from veilmesh.attacks.tampers.hidden import HiddenLiar
 from veilmesh.core import BadInput
 from veilmesh.crypto.codecs import table
 from veilmesh.crypto.codecs.base import Vector
@@ -38,11 +40,17 @@ from veilmesh.peer.machine import (
 )
 from veilmesh.swarm import messages
 from veilmesh.swarm.strategies.base import Trained
+from veilmesh.swarm.strategies.brea import BreaMachine
+from veilmesh.swarm.strategies.secure_clusters import SecureClustersMachine
+from veilmesh.swarm.strategies.secure_groups import SecureGroupsMachine
 
-__all__ = ["PROTOCOLS", "Claim", "Heard", "Liar", "Lie"]
+__all__ = ["HIDDEN", "PROTOCOLS", "Claim", "Heard", "Liar", "Lie"]
 
 PROTOCOLS = ("choco", "diloco", "fedavg", "fedprox", "fedsgd", "gossip")
 """Where a liar knows what an update means; elsewhere a scenario with one is refused."""
+
+HIDDEN = ("brea", "secure-clusters", "secure-groups")
+"""Where it lies to its own machine, and nobody is shown an update."""
 
 _LARGEST = np.float32(1e30)
 """Claims are cut to this: further out, differences of float32 overflow, and nothing could be said at all."""
@@ -75,12 +83,24 @@ class Claim(ABC):
 class Lie(Claim):
     """A tamper that lies about its model, and trains on what it has."""
 
+    def hears_nothing(self) -> bool:
+        """Whether the lie needs nothing but the liar's own update, and so has a place where updates are hidden."""
+        return False
+
     def check(self, strategy: str, classes: int) -> None:
-        if strategy not in PROTOCOLS:
+        if strategy in HIDDEN and not self.hears_nothing():
+            raise BadInput(f"In {strategy} nobody's update is heard; take scaled, noise, or sign-flip of the update.")
+        if strategy not in (*PROTOCOLS, *HIDDEN):
             raise BadInput(f"This tamper cannot lie in {strategy}; it can in {', '.join(PROTOCOLS)}.")
 
     def wrap(self, honest: Machine, insider: Insider, rng: np.random.Generator) -> Machine:
+        if isinstance(honest, BreaMachine | SecureClustersMachine | SecureGroupsMachine):
+            return HiddenLiar(honest, partial(self._unheard, insider, rng))
         return Liar(honest, insider, self, rng)
+
+    def _unheard(self, insider: Insider, rng: np.random.Generator, round_: int, update: Vector) -> Vector:
+        """The lie about an update (d,) by itself, as if training had begun at zero, and nobody had said anything."""
+        return self.claim(Heard(round_, insider.kit.me, np.zeros_like(update), update, {}, insider), rng)
 
     def data(self, x: Pictures, y: Labels, classes: int, rng: np.random.Generator) -> tuple[Pictures, Labels]:
         return x, y

@@ -16,15 +16,19 @@ __all__ = [
     "Attacked",
     "Cell",
     "Claim",
+    "Guarantee",
     "Guessed",
+    "Lengths",
     "Metric",
     "Peer",
+    "Privacy",
     "Report",
     "Run",
     "Setup",
     "Study",
     "Summary",
     "Tampering",
+    "Traffic",
 ]
 
 
@@ -126,6 +130,56 @@ class Attacked:
 
 
 @dataclass(frozen=True, slots=True)
+class Guarantee:
+    """One guarantee of differential privacy: of what, against whom, and who counted it."""
+
+    epsilon: float | None = None
+    delta: float | None = None
+    protects: Words = ""
+    against: Words = ""
+    mechanism: Words = ""
+    accountant: Words = ""
+    multiplier: float | None = None
+    steps: int | None = None
+    rate: float | None = None
+    epsilon_prv: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Privacy:
+    """What a run says of differential privacy, in words and figure by figure."""
+
+    says: Words = ""
+    but: Words = ""
+    guarantees: tuple[Guarantee, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """How the lengths of frames differ under one padding: means over the links, and the sum of what was sealed."""
+
+    distinct: float | None = None
+    entropy: float | None = None
+    most: int | None = None
+    bytes: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """What a relay, a broker or a wire-tapper learned from sizes and times."""
+
+    vantage: Words = ""
+    frames: int = 0
+    participants: tuple[Words, ...] = ()
+    links: tuple[tuple[Words, Words], ...] = ()
+    pace: float | None = None
+    slow: tuple[Words, ...] = ()
+    body: int | None = None
+    codecs: tuple[Words, ...] = ()
+    lengths: Mapping[str, Lengths] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Summary:
     """`summary.json` of one run."""
 
@@ -145,8 +199,11 @@ class Summary:
     protections: Mapping[str, Any] = field(default_factory=dict)
     guards: tuple[Any, ...] = ()
     codec: Any = None
+    epsilon: float | None = None
+    privacy: Privacy | None = None  # None: an older run, which says nothing of it
     scenario: Setup = field(default_factory=Setup)
     attacks: tuple[Attacked, ...] = ()
+    traffic: Traffic | None = None
 
 
 @dataclass(frozen=True, slots=True)

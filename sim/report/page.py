@@ -23,8 +23,9 @@ from veilmesh.sim.report.gallery import galleries
 from veilmesh.sim.report.load import read_report
 from veilmesh.sim.report.mesh import mesh_drawing, mesh_kinds
 from veilmesh.sim.report.model import Report, Run
+from veilmesh.sim.report.passing import told
 from veilmesh.sim.report.rows import Row, position, rows
-from veilmesh.sim.report.sections import endings, headline, protections, refusals, settings, tally
+from veilmesh.sim.report.sections import endings, headline, privacy, protections, refusals, settings, tally
 from veilmesh.sim.report.strips import strip_chart
 from veilmesh.sim.report.svg import SERIES
 
@@ -64,6 +65,8 @@ def _parts(report: Report) -> dict[str, Any]:
         "meshes": _meshes(runs),
         "mesh_kinds": mesh_kinds([run.summary for run in runs if run.summary]),
         "protections": protections(runs),
+        "privacy": privacy(runs),
+        "told": told(runs),
         "refusals": refusals(runs),
         "settings": settings(runs),
     }

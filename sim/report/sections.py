@@ -6,11 +6,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from veilmesh.sim.report.model import Claim, Report, Run
+from veilmesh.sim.report.model import Claim, Guarantee, Report, Run
 from veilmesh.sim.report.numbers import NOTHING, decibels, described
 from veilmesh.sim.report.rows import rows
 
-__all__ = ["Grid", "endings", "headline", "protections", "refusals", "settings", "tally"]
+__all__ = ["Grid", "endings", "headline", "privacy", "protections", "refusals", "settings", "tally"]
 
 ELSEWHERE = ("members", "versions")  # parts of run.json that the page shows in places of their own
 
@@ -58,6 +58,18 @@ def protections(runs: Sequence[Run]) -> Grid | None:
     return Grid(("Run", *columns), lines) if lines else None
 
 
+def privacy(runs: Sequence[Run]) -> Grid | None:
+    """What every run says of differential privacy; runs that say the same share a row. None if no run says anything."""
+    grouped: dict[tuple[tuple[str, ...], ...], list[str]] = {}
+    for run in runs:
+        if run.summary and run.summary.privacy:
+            said = tuple(_guarantee(g) for g in run.summary.privacy.guarantees)
+            grouped.setdefault(said or (_NO_PRIVACY,), []).append(run.label)
+    lines = [(", ".join(labels), *cells) for said, labels in grouped.items() for cells in said]
+    head = ("Run", "Epsilon", "Delta", "Protects", "Against", "By", "Counted by")
+    return Grid(head, tuple(lines)) if lines else None
+
+
 def refusals(runs: Sequence[Run]) -> tuple[Grid | None, tuple[str, ...]]:
     """Frames dropped by reason, for the runs that dropped any; and the labels of the runs that counted and had none."""
     counted = {run.label: _refused(run) for run in runs if _counts(run)}
@@ -94,6 +106,16 @@ def settings(runs: Sequence[Run]) -> tuple[Grid | None, Grid | None]:
         Grid(("Setting", *labels), differ) if differ else None,
         Grid(("Setting", "Value"), common) if common else None,
     )
+
+
+_NO_PRIVACY = ("no differential privacy", NOTHING, "nothing, provably", NOTHING, NOTHING, NOTHING)
+
+
+def _guarantee(said: Guarantee) -> tuple[str, ...]:
+    tighter = "" if said.epsilon_prv is None else f" ({said.epsilon_prv:.3g} by PRV)"
+    epsilon = NOTHING if said.epsilon is None else f"{said.epsilon:.3g}{tighter}"
+    delta = NOTHING if said.delta is None else f"{said.delta:.3g}"
+    return epsilon, delta, said.protects, said.against, said.mechanism, said.accountant
 
 
 def _facts(run: Run) -> dict[str, str]:

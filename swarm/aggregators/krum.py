@@ -16,7 +16,7 @@ from pydantic import Field
 from veilmesh.swarm.aggregators.base import AGGREGATORS
 from veilmesh.swarm.aggregators.vote import Points, Vote, squared_distances
 
-__all__ = ["Krum", "MultiKrum"]
+__all__ = ["Krum", "MultiKrum", "krum_ranking"]
 
 
 @AGGREGATORS.register("krum")
@@ -62,8 +62,14 @@ class MultiKrum(Vote):
 
 
 def _ranking(points: Points, f: int) -> NDArray[np.intp]:
-    """Indices of the models, best score first. Of equals (two that are each other's nearest), the one that is nearer to
-    the peer itself, so that the order of the roster decides nothing."""
-    squared = squared_distances(points)
-    others = np.sort(squared, axis=1)[:, 1 : len(points) - f - 1]  # the first is the model itself
-    return np.lexsort((np.einsum("nd,nd->n", points, points), others.sum(axis=1)))
+    return krum_ranking(squared_distances(points), np.einsum("nd,nd->n", points, points), f)
+
+
+def krum_ranking(squared: Points, ties: Points, f: int) -> NDArray[np.intp]:
+    """Indices of the models, best score first, by their squared distances (n, n) alone.
+
+    Of equals (two that are each other's nearest), the one with the lesser of `ties` (n,): how far it is from the peer
+    itself, where that is known, so that the order of the roster decides nothing.
+    """
+    others = np.sort(squared, axis=1)[:, 1 : len(squared) - f - 1]  # the first is the model itself
+    return np.lexsort((ties, others.sum(axis=1)))

@@ -7,7 +7,7 @@ import numpy as np
 from pydantic import Field
 
 from veilmesh.crypto.codecs.base import Vector
-from veilmesh.swarm.guards.base import GUARDS, RoundInfo
+from veilmesh.swarm.guards.base import GUARDS, RoundInfo, clipped
 
 __all__ = ["Clip"]
 
@@ -20,5 +20,4 @@ class Clip:
     norm: Annotated[float, Field(gt=0)] = 1.0
 
     def outgoing(self, x: Vector, info: RoundInfo, rng: np.random.Generator) -> Vector:
-        length = float(np.linalg.norm(x.astype(np.float64)))
-        return x if length <= self.norm else (x * np.float32(self.norm / length)).astype(np.float32)
+        return clipped(x, self.norm)

@@ -78,6 +78,9 @@ class Kit:
     weight included; alike for everybody who is given the same members. None: whoever is there at the start is all
     there ever is, and `weights` is the row."""
     late: bool = False  # joins a run that is under way; with `links` only
+    secret: bytes = b""
+    """32 bytes that only this peer has, and drew for this start of it, for protocols that hide something from the other
+    peers. Empty in the laboratory: then such secrets follow from `private`, and runs can be repeated."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,13 +77,16 @@ def test_an_attack_says_what_it_is(name):
 
 
 KNOWN = (
-    "veilmesh.attacks", "veilmesh.core", "veilmesh.crypto.codecs", "veilmesh.peer.machine", "veilmesh.peer.transcript",
-    "veilmesh.swarm.messages", "veilmesh.tasks.models",
+    "veilmesh.attacks", "veilmesh.core", "veilmesh.crypto.codecs", "veilmesh.crypto.frame",
+    "veilmesh.crypto.cpad", "veilmesh.crypto.field", "veilmesh.crypto.fixed", "veilmesh.crypto.homomorphic",
+    "veilmesh.crypto.padding", "veilmesh.crypto.shared_key", "veilmesh.peer.machine", "veilmesh.peer.transcript",
+    "veilmesh.swarm.messages", "veilmesh.swarm.secure_messages", "veilmesh.swarm.strategies.secure_groups",
+    "veilmesh.tasks.models",
 )  # fmt: skip
 INSIDE = "veilmesh.swarm.strategies.base"  # a tamper is a machine, and has the kit of one: its own
 LIBRARIES = {
-    "abc", "ast", "collections", "dataclasses", "hashlib", "itertools", "math", "numpy", "pydantic", "statistics",
-    "torch", "typing",
+    "abc", "ast", "collections", "contextlib", "dataclasses", "functools", "hashlib", "itertools", "math", "numpy",
+    "pydantic", "statistics", "torch", "typing",
 }  # fmt: skip
 SOURCES = sorted(Path(veilmesh.attacks.__file__).parent.rglob("*.py"))
 

@@ -1,6 +1,7 @@
 """Envelopes: what is sealed opens once, at the right peer, and everything else is refused for the right reason."""
 
 import hashlib
+import hmac
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -186,11 +187,12 @@ def test_every_truncation_and_extension_is_refused(meet: Callable[[], tuple[Peer
     ("at", "data", "expected"),
     [
         (MAGIC, b"XY", Refusal.VERSION),
-        (VERSION, b"\x02", Refusal.VERSION),
+        (VERSION, b"\x01", Refusal.VERSION),
         (KIND, b"\x00", Refusal.VERSION),
         (KIND, b"\x09", Refusal.VERSION),
-        (FLAGS, b"\x03", Refusal.VERSION),
+        (FLAGS, b"\x05", Refusal.VERSION),
         (FLAGS, b"\x00", Refusal.TRUNCATED),
+        (FLAGS, b"\x03", Refusal.BAD_SIGNATURE),
         (HELLO_LENGTH, b"\x00\x00", Refusal.TRUNCATED),
         (LENGTH, b"\xff\xff\xff\xff", Refusal.TRUNCATED),
         (LENGTH, b"\x00\x00\x00\x00", Refusal.TRUNCATED),
@@ -449,11 +451,11 @@ def test_the_key_is_what_the_documentation_says():
     both += frame[SESSION : SESSION + 8]
     suite = hpke.Suite(hpke.KEM.X25519, hpke.KDF.HKDF_SHA256, hpke.AEAD.AES_256_GCM)
     sealed_from = HEADER + HELLO_BYTES
-    secret = suite.decrypt(frame[HEADER:sealed_from], bob.key, info=b"veilmesh session v1 hello\x00" + both)
+    secret = suite.decrypt(frame[HEADER:sealed_from], bob.key, info=b"veilmesh session v2 hello\x00" + both)
     shared = alice.key.exchange(bob.key.public_key())
-    kdf = HKDF(SHA256(), 32, salt=RUN, info=b"veilmesh session v1 key\x00" + both)
-    cipher = AESGCM(kdf.derive(secret + shared))
-    assert cipher.decrypt(bytes(12), frame[sealed_from:-64], frame[:sealed_from]) == b"body"
+    kdf = HKDF(SHA256(), 32, salt=RUN, info=b"veilmesh session v2 key\x00" + both)
+    first = hmac.digest(kdf.derive(secret + shared), b"veilmesh ratchet v1 seal\x00", "sha256")
+    assert AESGCM(first).decrypt(bytes(12), frame[sealed_from:-64], frame[:sealed_from]) == b"body"
 
 
 @pytest.mark.parametrize("field", Ends._fields)

@@ -8,12 +8,13 @@ import signal
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 
 import anyio
 import pytest
 
 from veilmesh.core import LocalError
-from veilmesh.peer.worker import Executor, InlineWorker, ProcessWorker
+from veilmesh.peer.worker import Executor, InlineWorker, ProcessWorker, with_errands
 
 PATIENCE = 30.0
 
@@ -146,6 +147,26 @@ SCENES = [name for name in dir() if name.startswith("scene_")]
 def test_scene(scene: str) -> None:
     ran = subprocess.run([sys.executable, __file__, scene], capture_output=True, text=True, timeout=90)
     assert ran.returncode == 0, ran.stderr
+
+
+@dataclass(frozen=True)
+class Sum:
+    terms: tuple[int, ...]
+
+    def run(self) -> object:
+        return sum(self.terms)
+
+
+def test_errands_are_done_beside_whatever_a_trainer_does_and_in_order() -> None:
+    assert with_errands(execute)([("double", 4), Sum((1, 2)), "who", Sum(())]) == [8, 3, os.getpid(), 0]
+    batches: list[int] = []
+
+    def counting(tasks: Sequence[object]) -> list[object]:
+        batches.append(len(tasks))
+        return list(tasks)
+
+    assert with_errands(counting)(["a", "b"]) == ["a", "b"]
+    assert batches == [2]  # what is asked for together stays together
 
 
 def test_an_inline_worker_keeps_the_order() -> None:

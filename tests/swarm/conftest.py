@@ -4,10 +4,11 @@ Training is a quadratic bowl per peer, in numpy: what it comes to can be written
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, cast
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import settings
@@ -34,6 +35,7 @@ from veilmesh.peer.machine import (
     Work,
     WorkDone,
 )
+from veilmesh.peer.worker import Errand
 from veilmesh.swarm import messages
 from veilmesh.swarm.guards.base import Guard
 from veilmesh.swarm.sealer import Sealer
@@ -101,6 +103,8 @@ class Player:
     def work(self, task: object) -> object:
         if isinstance(task, Train):
             return Trained(self.descend(task), 1.0, self.samples)
+        if isinstance(task, Errand):
+            return task.run()
         assert isinstance(task, Evaluate)
         return Evaluated(0.5, float(np.linalg.norm(task.parameters)))
 
@@ -248,6 +252,10 @@ def snapshot(value: object) -> object:
             return [snapshot(item) for item in value]
         case ErrorFeedback():
             return snapshot(value.memory)
+        case msgspec.Struct():
+            return messages.encode(cast(messages.Message, value))
+    if is_dataclass(value):  # it may have slots
+        return snapshot({part.name: getattr(value, part.name) for part in fields(value)})
     return snapshot({name: part for name, part in vars(value).items() if name != "_kit"})
 
 

@@ -34,7 +34,10 @@ def test_the_generator_decides_everything(guard: Guard, x: np.ndarray) -> None:
     np.testing.assert_array_equal(a, b)
 
 
-def test_no_update_stays_none(guard: Guard) -> None:
+def test_no_update_stays_none_unless_that_has_to_be_hidden_too(guard: Guard) -> None:
+    if hasattr(guard, "delta"):  # it has an accountant: its noise may not depend on the update
+        assert guard.outgoing(np.zeros(50, np.float32), INFO, generator(1, "guard")).all()
+        return
     assert not guard.outgoing(np.zeros(50, np.float32), INFO, generator(1, "guard")).any()
 
 

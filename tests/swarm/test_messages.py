@@ -27,6 +27,9 @@ MESSAGES = st.one_of(
     st.builds(messages.Vote, ROUNDS, st.integers(1, 2**31 - 1), ROUNDS,
               st.lists(NONCES | st.just(b""), max_size=5).map(tuple)),
     st.builds(messages.Merged, ROUNDS, st.integers(1, 2**31 - 1), ROUNDS, BLOBS),
+    st.builds(messages.Key, ROUNDS, BLOBS),
+    st.builds(messages.Encrypted, ROUNDS, ROUNDS, st.binary(min_size=32, max_size=32), BLOBS),
+    st.builds(messages.Summed, ROUNDS, st.sets(ROUNDS, max_size=5).map(sorted).map(tuple), BLOBS),
 )  # fmt: skip
 
 
@@ -98,6 +101,13 @@ def test_a_changed_byte_is_refused_or_another_message(message: messages.Message,
         ["vote", 0, 1, 0, [b"n"]],
         ["merged", 0, 0, 1, b""],
         ["merged", 0, 1, -1, b""],
+        ["key", 0],
+        ["encrypted", 0, -1, b"k" * 32, b""],
+        ["encrypted", 0, 1, b"k" * 31, b""],
+        ["summed", 0, [2, 1], b""],
+        ["summed", 0, [1, 1], b""],
+        ["summed", 0, [-1], b""],
+        ["summed", 0, [2**31], b""],
         ["gossip", 0],
         [],
         {"round": 0},

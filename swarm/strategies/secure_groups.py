@@ -1,0 +1,272 @@
+"""Averages in random groups in which nobody sees a model: `group-all-reduce`, with sums by masks in place of parts.
+
+In round t, with groups drawn from a public seed as there (Ryabinin et al. 2021), and m members in a group:
+
+    h_i = x_i + u_i                                 local training, after the guards
+    z_i = h_i - x_0 + e_i                           relative to the common beginning; e_i: what is still to be said
+    q_i = round(z_i)                                fixed point, for sums of m (see `crypto.fixed`)
+    x_i = x_0 + sum over the survivors of q_j / how many they are;  e_i = z_i - q_i
+
+The sum is that of `secure_session`: exact, over t >= floor(2m/3) + 1 members at least, or there is none; then the round
+was a lone step, x_i = h_i (`abandoned`). With 32 bits and 8 members within 16 of the beginning q is as fine as float32,
+and e_i is left away. With 16 bits a step is a thousandth, so rounding is random and remembered. With `keep` < 1 a
+common seed draws the coordinates of a round; of the others x_i stays and u_i goes to e_i, for their turn. What was
+learnt is thus in the models or still to be said. (On digits with three classes a peer, a quarter a round then learns
+as fast as all; where each went its own way meanwhile, it learnt half as much.)
+
+Keys and shares go out while everybody trains. Then, by how much of the round's patience is over: from an eighth on,
+what has not been answered is said again; after half, and every eighth from there, who is silent is left out; after all
+of it the sum is given up, or stays without the parts that nobody summed (`partial`).
+
+What a peer sees: a group's average, once a round; of one model nothing but masked words. Two peers have no secrets from
+each other in a group of two, and a group tells what its average tells. Groups change every round, so averages of
+overlapping groups can be compared. With floor(2m/3) + 1 of a group colluding, all is seen.
+
+States: TRAINING (waits for WorkDone) -> SUMMING (waits for its session, or its timers) -> TRAINING ... -> CLOSING
+(waits for the last evaluation) -> stopped.
+"""
+
+from dataclasses import dataclass
+from enum import Enum, auto
+from hashlib import sha256
+from typing import Annotated, ClassVar, Literal, cast
+
+import networkx as nx
+from pydantic import Field
+
+from veilmesh.core import BadInput, Refusal, RemoteError
+from veilmesh.crypto.fixed import FixedPoint
+from veilmesh.peer.machine import (
+    CancelTimer,
+    Effect,
+    Event,
+    Machine,
+    Note,
+    PeerId,
+    PeersChanged,
+    Received,
+    SetTimer,
+    Started,
+    Stop,
+    TimerFired,
+    Work,
+    WorkDone,
+    WorkFailed,
+)
+from veilmesh.swarm import messages
+from veilmesh.swarm.guards.base import RoundInfo
+from veilmesh.swarm.schedule import random_groups
+from veilmesh.swarm.sealer import astray
+from veilmesh.swarm.secure_messages import Masked, SumMessage, Total
+from veilmesh.swarm.strategies.base import STRATEGIES, Evaluated, Kit, Outcome, Trained
+from veilmesh.swarm.strategies.evaluation import Evaluation
+from veilmesh.swarm.strategies.group_inbox import AHEAD
+from veilmesh.swarm.strategies.secure_model import HiddenModel
+from veilmesh.swarm.strategies.secure_plan import SumPlan, lowest_threshold
+from veilmesh.swarm.strategies.secure_session import SecureSession
+from veilmesh.swarm.topology import complete_rows
+
+__all__ = ["SecureGroups", "SecureGroupsMachine"]
+
+
+class Phase(Enum):
+    TRAINING = auto()
+    SUMMING = auto()
+    CLOSING = auto()
+
+
+@STRATEGIES.register("secure-groups")
+@dataclass(frozen=True)
+class SecureGroups:
+    """Exact averages in random groups, of models that nobody sees: sums by masks (Bonawitz et al. 2017).
+
+    `group`: how many models a group averages. `threshold`: how many must stay to the end (None: more than two thirds,
+    the fewest that keeps liars below a third from opening anything). `bits`: of a masked word. `limit`: the largest
+    distance of a coordinate from the common beginning (None: 16 with 32 bits, 4 with 16). `keep`: the share of
+    coordinates that a round averages. `copies`: how many members hold a masked part (None: so many that no loss within
+    the threshold costs a coordinate; 1 sends least).
+    """
+
+    group: Annotated[int, Field(ge=2, le=64)] = 8
+    threshold: Annotated[int, Field(ge=2, le=64)] | None = None
+    bits: Literal[16, 32] = 32
+    limit: Annotated[float, Field(gt=0, le=1e6)] | None = None
+    keep: Annotated[float, Field(gt=0, le=1)] = 1.0
+    copies: Annotated[int, Field(ge=1, le=64)] | None = None
+
+    centralised: ClassVar[bool] = False
+    aggregates: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        lowest = lowest_threshold(self.group)
+        if self.threshold is not None and not lowest <= self.threshold <= self.group:
+            raise BadInput(f"The threshold in a group of {self.group} is {lowest} to {self.group}; leave it out.")
+
+    def machine(self, kit: Kit) -> Machine:
+        if not kit.sealer.lossless:
+            raise BadInput("secure-groups counts and masks by itself, so a codec has nothing to say; leave codec out.")
+        return SecureGroupsMachine(kit, self)
+
+    def weights(self, graph: "nx.Graph[int]") -> dict[int, dict[int, float]]:
+        return complete_rows(graph, "secure-groups")
+
+    def fixed(self, members: int) -> FixedPoint:
+        """How a group of so many counts."""
+        return FixedPoint(self.bits, self.limit or (16.0 if self.bits == 32 else 4.0), members)
+
+
+class SecureGroupsMachine:
+    """One peer of an averaging in groups by masks."""
+
+    def __init__(self, kit: Kit, options: SecureGroups) -> None:
+        self._kit = kit
+        self._options = options
+        self._me = kit.order.index(kit.me)
+        self._x = kit.initial
+        self._wanted = kit.initial  # after training: what is to be averaged
+        self._hidden = HiddenModel(kit, options.keep)
+        self._secret = kit.secret or sha256(f"{kit.private}/sums".encode()).digest()
+        self._sessions: dict[int, SecureSession] = {}
+        self._present: frozenset[PeerId] = frozenset()
+        self._round = 0
+        self._phase = Phase.TRAINING
+        self._evaluation = Evaluation(kit)
+
+    def handle(self, event: Event, now: float) -> list[Effect]:
+        match event:
+            case Started(present):
+                self._present = present
+                return self._train()
+            case WorkDone(name, result) if name.startswith("train"):
+                return self._say(cast(Trained, result), now)
+            case WorkDone(name, result):
+                return self._evaluation.scored(name, cast(Evaluated, result), self._stop)
+            case WorkFailed(name, reason):
+                return [Note("failed", {"work": name, "reason": reason}), self._stop(f"{name}: {reason}")]
+            case Received(sender, body):
+                return self._received(sender, messages.decode(body))
+            case PeersChanged(present):
+                self._present = present
+                sends = [send for session in list(self._sessions.values()) for send in session.see(present)]
+                return [*sends, *self._close_if_over()]
+            case TimerFired(name):
+                return self._timer(name, now)
+
+    # --- one round ---------------------------------------------------------------------------------------------
+
+    def _train(self) -> list[Effect]:
+        """Train, while keys and shares go out."""
+        self._phase = Phase.TRAINING
+        work = Work(f"train-{self._round}", self._kit.work.train(self._round, self._x))
+        session = self._sessions.get(self._round) or self._session(self._round)  # others may have spoken already
+        if session is None:
+            return [work]
+        self._sessions[self._round] = session
+        return [work, *session.begin(self._present)]
+
+    def _say(self, trained: Trained, now: float) -> list[Effect]:
+        update = self._kit.sealer.guard(trained.update, RoundInfo(self._round, trained.samples))
+        self._wanted = self._x + update
+        if reason := astray(self._wanted):
+            return [self._stop(reason)]
+        self._phase = Phase.SUMMING
+        effects: list[Effect] = [Note("trained", {"round": self._round, "loss": trained.loss})]
+        if (session := self._sessions.get(self._round)) is not None:
+            effects += self._contribute(session)
+        for name, share in (("again", 1 / 8), ("silent", 1 / 2), ("round", 1)):
+            effects.append(SetTimer(name, now + share * self._kit.patience))
+        return [*effects, *self._close_if_over()]
+
+    def _contribute(self, session: SecureSession) -> list[Effect]:
+        words, clipped = self._hidden.words(self._wanted, self._fixed(), self._round)
+        notes = [Note("clipped", {"round": self._round, "coordinates": clipped})] if clipped else []
+        return [*notes, *session.contribute(words)]
+
+    def _timer(self, name: str, now: float) -> list[Effect]:
+        session = self._sessions.get(self._round)
+        if self._phase is not Phase.SUMMING or session is None:
+            return []
+        later = SetTimer(name, now + self._kit.patience / 8)
+        if name == "again":
+            return [later, *session.again()]
+        if name == "round":
+            return [*session.give_up(), *self._close_if_over()]
+        late = Note("late", {"round": self._round, "peers": [str(p) for p in session.missing]})
+        return [late, later, *session.expire(), *self._close_if_over()]
+
+    def _close_if_over(self) -> list[Effect]:
+        session = self._sessions.get(self._round)
+        if self._phase is not Phase.SUMMING or (session is not None and not session.over):
+            return []
+        notes, group = self._take(session)
+        if reason := astray(self._x):
+            return [*notes, self._stop(reason)]
+        self._round += 1
+        self._sessions = {r: session for r, session in self._sessions.items() if r >= self._round - 1}
+        notes.append(Note("round", {"round": self._round - 1, "group": group}))
+        due = self._evaluation.due(self._round, lambda: self._x)
+        return [*(CancelTimer(name) for name in ("again", "silent", "round")), *notes, *due, *self._go_on()]
+
+    def _take(self, session: SecureSession | None) -> tuple[list[Effect], int]:
+        """The next model, what there is to note of it, and how many models it comes from."""
+        if session is None or session.result is None:
+            self._x = self._wanted
+            why = session.reason if session else "nobody else"
+            return [Note("abandoned", {"round": self._round, "why": why})], 1
+        summed = session.result
+        self._x = self._hidden.mixed(self._x, self._wanted, self._fixed(), self._round, summed)
+        missing = sum(stop - start for start, stop in summed.missing)
+        notes: list[Effect] = [Note("partial", {"round": self._round, "coordinates": missing})] if missing else []
+        return notes, 1 if missing else len(summed.survivors)
+
+    def _go_on(self) -> list[Effect]:
+        if self._round < self._kit.rounds:
+            return self._train()
+        self._phase = Phase.CLOSING
+        return []
+
+    def _stop(self, reason: str) -> Stop:
+        return Stop(Outcome(self._x, self._round, self._evaluation.accuracy, reason))
+
+    # --- what the others say -----------------------------------------------------------------------------------
+
+    def _received(self, sender: PeerId, message: messages.Message) -> list[Effect]:
+        if not isinstance(message, SumMessage):
+            raise RemoteError(Refusal.MISMATCH, f"{type(message).__name__} in a sum by masks")
+        round_ = message.round
+        # Far ahead only what is small: nobody can get further without our word, unless it takes us for gone.
+        ahead = 2 if isinstance(message, Masked | Total) else AHEAD
+        if round_ >= min(self._round + ahead, self._kit.rounds):
+            raise RemoteError(Refusal.MISMATCH, f"round {round_} while we are in {self._round}")
+        session = self._sessions.get(round_) or self._session(round_)
+        if session is None or round_ < self._round - 1:
+            raise RemoteError(Refusal.MISMATCH, f"nothing to be said to us in round {round_}")
+        sends = session.receive(sender, message)
+        if round_ >= self._round:
+            self._sessions[round_] = session
+        return [*sends, *self._close_if_over()]
+
+    # --- groups ------------------------------------------------------------------------------------------------
+
+    def _session(self, round_: int) -> SecureSession | None:
+        """This peer's side of a round's sum; None where there is nobody to add to."""
+        places = random_groups(self._kit.seed, round_, len(self._kit.order), self._options.group)[self._me]
+        if len(places) < 2:
+            return None
+        lowest = lowest_threshold(len(places))
+        threshold = min(max(self._options.threshold or 0, lowest), len(places))
+        plan = SumPlan(
+            tuple(self._kit.order[place] for place in places),
+            round_,
+            0,
+            threshold,
+            self._hidden.length,
+            self._options.bits,
+            self._options.copies or len(places) - threshold + 1,
+            f"secure-groups/{self._kit.seed}".encode(),
+        )
+        return SecureSession(plan, self._kit.me, self._secret)
+
+    def _fixed(self) -> FixedPoint:
+        places = random_groups(self._kit.seed, self._round, len(self._kit.order), self._options.group)[self._me]
+        return self._options.fixed(len(places))
