@@ -208,9 +208,8 @@ def _figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     guessed = sum(bool(r["guess"]) for r in rows)
     if not guessed:  # gray for all of them would be no figure of the attack's
         names = ("psnr", "ssim", "gain", "floor")
-        return {"pictures": len(rows), "guessed": 0} | {
-            f"{n}_{which}": None for n in names for which in ("best", "median")
-        }
+        none = {f"{n}_{which}": None for n in names for which in ("best", "median")}
+        return {"pictures": len(rows), "guessed": 0, "gain_highest": None} | none
     best = max(rows, key=lambda r: r["psnr"])
     middle = {name: median(r[name] for r in rows) for name in ("psnr", "ssim", "gain", "best_floor")}
     trusted = [r for r in rows if r["loss"] == min(r["loss"] for r in rows)]
@@ -220,6 +219,7 @@ def _figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "psnr_best": best["psnr"],
         "ssim_best": best["ssim"],
         "gain_best": best["gain"],
+        "gain_highest": max(r["gain"] for r in rows),  # of any picture: the best by PSNR may be one with a high floor
         "floor_best": best["best_floor"],
         "psnr_median": middle["psnr"],
         "ssim_median": middle["ssim"],
