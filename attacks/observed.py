@@ -24,6 +24,7 @@ import numpy as np
 from veilmesh.attacks.ciphertexts import behind_proxies, opened
 from veilmesh.attacks.followed import ControlVariates, OuterSteps
 from veilmesh.attacks.overlap import solve
+from veilmesh.attacks.shared import shared_updates
 from veilmesh.attacks.sums import remaining
 from veilmesh.attacks.view import Public, View
 from veilmesh.core import RemoteError
@@ -92,6 +93,8 @@ def _found(view: View, across: bool) -> Iterator[Observed]:
             return _in_sums(view, across)
         case "blind-proxy":
             return _behind_proxies(view)
+        case "brea":
+            return _in_shares(view)
     return _read(view.public, _Heard.of(view))
 
 
@@ -102,6 +105,17 @@ def _behind_proxies(view: View) -> Iterator[Observed]:
         among = one.members if len(one.members) > 1 else ()
         count = samples * len(one.members)
         yield Observed(one.members[0], one.round, one.start, one.update, None, count, True, 1.0, among)
+
+
+def _in_shares(view: View) -> Iterator[Observed]:
+    """The sums of the chosen, and single updates where the coalition is large enough to put them together."""
+    samples = view.public.batch * view.public.local_steps
+    for one in shared_updates(view):
+        members = tuple(p for p in one.members if p not in view.vantage.controls) or one.members
+        alone = len(one.members) == 1
+        among = () if alone else members
+        count = samples * len(one.members)
+        yield Observed(members[0], one.round, one.start, one.mean, None, count, alone, 1.0, among)
 
 
 def _read(public: Public, heard: "_Heard") -> Iterator[Observed]:

@@ -50,6 +50,7 @@ class Public:
     server: PeerId | None = None  # the star's hub
     options: Mapping[str, Any] = field(default_factory=dict)  # the strategy's, defaults included
     optimizer: str = "sgd"  # what clients train with: behind "adam", an update is no multiple of a gradient
+    private: Mapping[str, Any] = field(default_factory=dict)  # of training with differential privacy: clip, noise, ...
     aggregator: str = "mean"  # what peers, or the hub, make one model of many with
     pictures: NDArray[np.float32] | None = (
         None  # (N, C, H, W) public pictures of the same kind, disjoint from all private

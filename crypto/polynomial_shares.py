@@ -16,11 +16,14 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from veilmesh.core import LocalError
 from veilmesh.crypto.field import PRIME, Elements, inverse, matmul, random_elements, reduced
 
-__all__ = ["Polynomial", "Recovered", "decode", "lagrange", "radius", "recover", "share_vector", "value"]
+__all__ = [
+    "Polynomial", "Recovered", "decode", "extrapolated", "lagrange", "radius", "recover", "share_vector", "value",
+]  # fmt: skip
 
 Polynomial = tuple[int, ...]
 """Coefficients, that of degree 0 first."""
@@ -83,6 +86,15 @@ def decode(points: Sequence[int], values: Sequence[int], degree: int, errors: in
         return plain
     found = _berlekamp_welch(points, values, degree, errors)
     return found if found is not None and _disagree(found, points, values) <= errors else None
+
+
+def extrapolated(points: Sequence[int], values: Elements, degree: int) -> tuple[Elements, NDArray[np.bool_]]:
+    """Many words at once: of every column of `values` (m, c) the value at 0 of the polynomial through its first
+    degree + 1 values, and whether the rest lie on it."""
+    first = points[: degree + 1]
+    weights = np.array([lagrange(first, at) for at in (0, *points[degree + 1 :])], np.uint64)
+    found = matmul(weights, values[: degree + 1])
+    return found[0], (found[1:] == values[degree + 1 :]).all(axis=0)
 
 
 def _disagree(polynomial: Polynomial, points: Sequence[int], values: Sequence[int]) -> int:

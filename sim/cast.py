@@ -307,6 +307,7 @@ class Cast:
             strategy=scenario.strategy.name,
             options=vars(scenario.strategy.build(STRATEGIES)),
             codec=scenario.codec.model_dump(),
+            private=scenario.training.private.model_dump() if scenario.training.private else {},
             aggregator=scenario.aggregator.name,
             guards=tuple(g.model_dump() for g in scenario.guards),
             weights={ids[i]: {ids[j]: w for j, w in row.items()} for i, row in self.rows.items()},

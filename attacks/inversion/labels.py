@@ -23,6 +23,8 @@ from veilmesh.crypto.codecs.base import Vector
 
 __all__ = ["LabelRecovery", "batch_size", "counts_by_expectation", "counts_by_impact", "infer_labels"]
 
+_CLIPPING = ("clip", "private-update", "correlated-noise")  # guards
+
 Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]
 
@@ -86,8 +88,8 @@ def _counts(network: Network, observed: Observed, public: Public) -> tuple[Label
     batch = batch_size(observed, public)
     if batch == 1:
         counts = np.bincount([int(gradient.argmin())], minlength=gradient.size)
-    elif any("clip" in str(guard.get("name")) for guard in public.guards):
-        counts = counts_by_impact(gradient, batch)  # a clipped update has lost its scale
+    elif public.private or any(guard.get("name") in _CLIPPING for guard in public.guards):
+        counts = counts_by_impact(gradient, batch)  # what was clipped has lost its scale
     else:
         counts = counts_by_expectation(gradient, batch, expected)
     return counts, _misfit(gradient, expected - counts / batch)

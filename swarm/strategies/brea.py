@@ -92,15 +92,15 @@ class Phase(Enum):
 class Brea:
     """Robust aggregation of hidden updates (BREA): multi-Krum by distances between shares, then the sum of the chosen.
 
-    `f`: how many peers may lie; by default as many as there may be if one is gone. `colluding`: how many may pool what
-    they are dealt without learning anything. `chosen`: how many updates are averaged, by default n - f; `proven` asks
-    for Krum's proof, which allows for n - 2f - 3. `reach`: the largest change of a coordinate in a round, as a multiple
-    of local steps x learning rate. `levels`: how many steps it is cut in, by default as many as the field has room for.
-    `keep`: the fraction of the coordinates that a round is about.
+    `f`: how many peers may lie. `colluding`: how many may pool what they are dealt without learning anything; one more
+    reads every update. Both by default as many as there may be if one is gone, f first. `chosen`: how many updates are
+    averaged, by default n - f; `proven` asks for Krum's proof, which allows for n - 2f - 3. `reach`: the largest change
+    of a coordinate in a round, as a multiple of local steps x learning rate. `levels`: how many steps it is cut in, by
+    default as many as the field has room for. `keep`: the fraction of the coordinates that a round is about.
     """
 
     f: Annotated[int, Field(ge=0)] | None = None
-    colluding: Annotated[int, Field(ge=1)] = 1
+    colluding: Annotated[int, Field(ge=1)] | None = None
     chosen: Annotated[int, Field(ge=1)] | None = None
     proven: bool = False
     reach: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.25
@@ -114,15 +114,16 @@ class Brea:
         if not kit.sealer.lossless:
             raise BadInput("brea counts and shares by itself, so a codec has nothing to say; leave codec out.")
         count = max(1, round(self.keep * kit.sealer.dimension))
-        agreed = self._terms(len(kit.order)).measured(count, self.levels)
+        agreed = self.terms(len(kit.order)).measured(count, self.levels)
         return BreaMachine(kit, agreed, self.reach * kit.stride)
 
     def weights(self, graph: "nx.Graph[int]") -> dict[int, dict[int, float]]:
         rows = complete_rows(graph, "brea")
-        self._terms(len(rows))
+        self.terms(len(rows))
         return rows
 
-    def _terms(self, members: int) -> Terms:
+    def terms(self, members: int) -> Terms:
+        """What is agreed among so many. Raises BadInput."""
         return terms(members, self.colluding, self.f, self.chosen, self.proven)
 
 

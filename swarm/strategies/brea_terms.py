@@ -4,8 +4,8 @@ So, Guler and Avestimehr 2021, "Byzantine-resilient secure federated learning": 
 collude, and m updates are added up:  N >= 2A + 1 + max(m + 2, D + 2T).  The second part is decoding (distances are of
 degree 2T, and 2A is the price of A wrong values), and is always asked for. The first is Krum's proof, and allows for
 few: `proven` asks for it; otherwise up to N - A are chosen, as multi-Krum does everywhere in this project. Two more
-conditions come from there being no server: two majorities must share an honest member (N >= 3A + 1), and a sum of
-m < T + 2 updates would be no secret to T members whose own are in it.
+conditions come from there being no server: two majorities must share an honest member, and be there without the liars
+and the silent (N >= 3A + 2D + 1); and a sum of m < T + 2 updates would be no secret to T members whose own are in it.
 """
 
 from dataclasses import dataclass, replace
@@ -64,13 +64,17 @@ def finest(length: int) -> int:
     return isqrt((PRIME - 1) // (4 * length))
 
 
-def terms(members: int, colluding: int, liars: int | None, chosen: int | None, proven: bool) -> Terms:
-    """Terms that can be kept; `liars` None: as many as there may be if one member is gone. Raises BadInput."""
+def terms(members: int, colluding: int | None, liars: int | None, chosen: int | None, proven: bool) -> Terms:
+    """Terms that can be kept; where `liars` and then `colluding` are None, as many as there may be if one member is
+    gone. Raises BadInput."""
     if members > LARGEST:
         raise BadInput(f"brea among {members} peers would cost each {2 * members} vectors a round; take {LARGEST}.")
     if liars is None:
         candidates = range((members - 1) // 3, 0, -1)
-        liars = next((f for f in candidates if _complaint(members - 1, colluding, f, chosen, proven) is None), 0)
+        liars = next((f for f in candidates if not _complaint(members, colluding or 1, f, chosen, proven, 1)), 0)
+    if colluding is None:
+        candidates = range(members // 2, 1, -1)
+        colluding = next((t for t in candidates if not _complaint(members, t, liars, chosen, proven, 1)), 1)
     if complaint := _complaint(members, colluding, liars, chosen, proven):
         raise BadInput(f"brea with {members} peers, {liars} liars and {colluding} colluding: {complaint}.")
     return Terms(members, colluding, liars, _most(members, liars, chosen, proven), proven)
@@ -81,12 +85,15 @@ def _most(members: int, liars: int, chosen: int | None, proven: bool) -> int:
     return min(chosen or most, most)
 
 
-def _complaint(members: int, colluding: int, liars: int, chosen: int | None, proven: bool) -> str | None:
-    """What of the conditions does not hold."""
-    if members < (wanted := 2 * liars + 2 * colluding + 1):
+def _complaint(
+    members: int, colluding: int, liars: int, chosen: int | None, proven: bool, silent: int = 0
+) -> str | None:
+    """What of the conditions does not hold, if so many fall silent."""
+    if members < (wanted := 2 * liars + 2 * colluding + 1 + silent):
         return f"distances can be decoded with {wanted} peers (2 f + 2 colluding + 1); add peers, or lower one of them"
-    if members < (wanted := max(3 * liars + 1, 2 * liars + 3 if liars else 0)):
+    if members < (wanted := max(3 * liars + 2 * silent + 1, 2 * liars + 3 + silent if liars else 0)):
         return f"the liars can be outvoted among {wanted} peers (3 f + 1 and 2 f + 3); lower f, or add peers"
+    members -= silent
     most = _most(members, liars, None, proven)
     if (chosen or most) > most:
         return f"at most {most} updates can be chosen; lower chosen{', or set proven to false' if proven else ''}"

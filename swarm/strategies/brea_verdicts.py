@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from veilmesh.crypto.field import PRIME, Elements, matmul, multiply, reduced, subtract, unpack
-from veilmesh.crypto.polynomial_shares import Polynomial, decode, radius, value
+from veilmesh.crypto.polynomial_shares import Polynomial, decode, extrapolated, radius, value
 from veilmesh.swarm.aggregators.krum import krum_ranking
 from veilmesh.swarm.strategies.brea_steps import CHECKS, Distances, LowDegree, Opening, commitment, derived, pairs
 from veilmesh.swarm.strategies.brea_terms import Terms
@@ -116,14 +116,28 @@ def distance_matrix(
 
     Who is found to have said a wrong one is added to `liars`, and not listened to any more.
     """
-    column = {pair: number for number, pair in enumerate(pairs(terms.members))}
-    found = np.zeros((len(dealers), len(dealers)))
-    for a, i in enumerate(dealers):
-        for b, j in list(enumerate(dealers))[a + 1 :]:
-            holders = tests[i].fit & tests[j].fit & said.keys()
-            values = {holder: said[holder].values[column[i, j]] for holder in holders}
+    column, size = {pair: number for number, pair in enumerate(pairs(terms.members))}, len(dealers)
+    easy = _undisputed(said, terms)
+    found = np.zeros((size, size))
+    for a, b in pairs(size):
+        i, j = dealers[a], dealers[b]
+        number, holders = column[i, j], tests[i].fit & tests[j].fit & said.keys()
+        if easy is not None and len(holders) == len(said) and easy[number] >= 0:
+            found[a, b] = found[b, a] = easy[number]
+        else:
+            values = {holder: said[holder].values[number] for holder in holders}
             found[a, b] = found[b, a] = _distance(values, liars, terms)
     return found
+
+
+def _undisputed(said: Mapping[int, Distances], terms: Terms) -> NDArray[np.int64] | None:
+    """The distances, by number of the pair, of which everybody has said a share, and all fit together; -1 elsewhere."""
+    holders, degree = sorted(said), 2 * terms.colluding
+    if radius(len(holders), degree, terms.liars) < 0:
+        return None
+    words = np.array([said[holder].values for holder in holders], np.int64)
+    values, fits = extrapolated([holder + 1 for holder in holders], np.maximum(words, 0).astype(np.uint64), degree)
+    return np.where(fits & (words >= 0).all(axis=0), values.astype(np.int64), -1)
 
 
 def _distance(values: Mapping[int, int], liars: set[int], terms: Terms) -> float:

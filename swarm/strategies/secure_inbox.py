@@ -35,6 +35,7 @@ class SumInbox:
         self.unmasked: dict[int, tuple[bytes, bytes, tuple[bytes, ...]]] = {}  # label, seed, shares
         self.totals: dict[int, dict[int, tuple[bytes, bytes]]] = {}
         self.withdrawn: set[int] = set()
+        self.labels: dict[int, set[bytes]] = {}  # under which each has spoken
 
     def check(self, sender: int, message: SumMessage) -> None:
         """Raises RemoteError for what no honest member says. What it says may still be false."""
@@ -82,6 +83,8 @@ class SumInbox:
 
     def take(self, sender: int, message: SumMessage) -> None:
         """Keep what was checked."""
+        if not isinstance(message, Enrol | Roll | Withdrawn):
+            self.labels.setdefault(sender, set()).add(message.label)
         match message:
             case Enrol():
                 self.cards[sender] = message.card
@@ -100,12 +103,6 @@ class SumInbox:
                 self.totals.setdefault(sender, {})[message.part] = (message.label, message.words)
             case Withdrawn():
                 self.withdrawn.add(sender)
-
-    def labels(self, sender: int) -> set[bytes]:
-        """Under which labels a member has spoken."""
-        said = [kept[sender][0] for kept in (self.counted, self.agreed) if sender in kept]
-        said += [self.unmasked[sender][0]] if sender in self.unmasked else []
-        return {*said, *(label for kept in (self.masked, self.totals) for label, _ in kept.get(sender, {}).values())}
 
     def forget_shares(self) -> None:
         """Those that were not said are never needed again."""

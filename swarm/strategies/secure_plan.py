@@ -138,7 +138,12 @@ class Maskers:
 
     def held(self, place: int) -> tuple[int, ...]:
         """The parts that a member gets."""
-        return tuple(part for part in self.butterfly.parts if place in self.holders(part))
+        return self._held.get(place, ())
+
+    @cached_property
+    def _held(self) -> dict[int, tuple[int, ...]]:
+        parts = self.butterfly.parts
+        return {place: tuple(part for part in parts if place in self.holders(part)) for place in self.places}
 
     def read(self, part: int, words: bytes) -> Words | None:
         """A part as it came; None if it has another length."""

@@ -37,6 +37,7 @@ class SumState:
         self._inbox = SumInbox(plan)
         self._present: frozenset[PeerId] = frozenset()
         self._silent: set[int] = set()  # left out when time was up
+        self._complete: set[int] = set()  # whose masked parts are all here
         self._maskers: Maskers | None = None
         self._survivors: tuple[int, ...] = ()
         self._late = False  # whether totals are taken from whoever has them
@@ -76,7 +77,7 @@ class SumState:
         if self._maskers is None:
             return there
         label = self._maskers.label
-        return {p for p in there if p in self._maskers.cards and self._inbox.labels(p) <= {label}}
+        return {p for p in there if p in self._maskers.cards and self._inbox.labels.get(p, set()) <= {label}}
 
     def _outvoted(self) -> set[int]:
         """Those whose card somebody lacks, or has another of: they cannot mask, so nobody need wait for them."""
@@ -109,9 +110,15 @@ class SumState:
         return self._me in self._inbox.masked
 
     def _has_parts_of(self, place: int) -> bool:
-        return all(self._piece(place, part) is not None for part in self._agreed_maskers().held(self._me)) and (
-            place != self._me or self._masked_is_said()
-        )
+        """Whether all its parts that we are to hold are there; what was said once never changes."""
+        if place in self._complete:
+            return True
+        held = self._agreed_maskers().held(self._me)
+        if len(self._inbox.masked.get(place, {})) < len(held) or (place == self._me and not self._masked_is_said()):
+            return False
+        if complete := all(self._piece(place, part) is not None for part in held):
+            self._complete.add(place)
+        return complete
 
     def _piece(self, place: int, part: int) -> Words | None:
         label, words = self._inbox.masked.get(place, {}).get(part, (b"", b""))

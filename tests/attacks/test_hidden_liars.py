@@ -1,17 +1,21 @@
 """Active adversaries where nobody is shown an update: what they say is well formed, and does not carry the day."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
 
+from veilmesh.attacks.observed import observe_updates
+from veilmesh.attacks.shared import shared_updates
 from veilmesh.attacks.tampers.base import TAMPERS, Insider
+from veilmesh.attacks.view import Public, Vantage, View, observe
 from veilmesh.core import BadInput, generator
 from veilmesh.crypto.codecs.base import Vector
 from veilmesh.crypto.codecs.dense import Dense
 from veilmesh.peer.machine import Note, PeerId
+from veilmesh.peer.transcript import Record
 from veilmesh.sim.network import Player, VirtualNetwork
 from veilmesh.swarm.sealer import Sealer
 from veilmesh.swarm.strategies.base import STRATEGIES, Kit, Outcome
@@ -55,9 +59,17 @@ def bottom(index: int) -> Vector:
     return (common + 0.1 * generator(1, "bottom", index).standard_normal(D)).astype(np.float32)
 
 
-def run(tamper: str, options: Mapping[str, Any], rounds: int = 12) -> tuple[list[Outcome], list[tuple[PeerId, Note]]]:
+BREA = {"f": 2, "colluding": 1, "reach": 2.0}
+
+
+def run(
+    tamper: str | None,
+    options: Mapping[str, Any],
+    rounds: int = 12,
+    tap: Callable[[Record], None] = lambda record: None,
+) -> tuple[list[Outcome], list[tuple[PeerId, Note]]]:
     """A mesh of brea in virtual time: how every peer ended, and what was noted."""
-    made = STRATEGIES.build("brea", {"f": 2, "reach": 2.0})
+    made = STRATEGIES.build("brea", BREA)
     rows = made.weights(TOPOLOGIES.build("complete").graph(PEERS, 1))
     ids = [PeerId(f"p{i}") for i in range(PEERS)]
     named = {ids[i]: {ids[j]: w for j, w in row.items()} for i, row in rows.items()}
@@ -68,11 +80,11 @@ def run(tamper: str, options: Mapping[str, Any], rounds: int = 12) -> tuple[list
             patience=10.0, evaluate_every=100, sealer=Sealer([], Dense(), D, 1, i), work=Bowl(bottom(i)), private=i,
         )  # fmt: skip
         machine = made.machine(kit)
-        if i in LIARS:
+        if tamper and i in LIARS:
             inside = Insider(kit, frozenset(ids[j] for j in LIARS), named)
             machine = TAMPERS.build(tamper, options).wrap(machine, inside, generator(1, "tamper", i))
         players[me] = Player(machine, execute, frozenset(ids) - {me})
-    VirtualNetwork(players, note=lambda peer, note, now: notes.append((peer, note))).run(1000.0)
+    VirtualNetwork(players, note=lambda peer, note, now: notes.append((peer, note)), tap=tap).run(1000.0)
     assert not any(player.refusals for player in players.values())
     return [outcome for player in players.values() if isinstance(outcome := player.result, Outcome)], notes
 
@@ -125,3 +137,33 @@ def test_a_wrong_share_names_its_dealer(options: dict[str, Any], kind: str, seen
 def test_a_lie_that_has_no_place_is_refused(tamper: str, options: dict[str, Any], strategy: str) -> None:
     with pytest.raises(BadInput, match=r"take"):
         TAMPERS.build(tamper, options).check(strategy, 10)
+
+
+def view(*controlled: int) -> View:
+    """What some peers see of three rounds in which everybody is honest."""
+    records: list[Record] = []
+    run(None, {}, rounds=3, tap=records.append)
+    ids = tuple(PeerId(f"p{i}") for i in range(PEERS))
+    public = Public(
+        task="bowl", shape=(1, 1, 1), classes=2, model={}, initial=np.zeros(D, np.float32), learning_rate=1.0, batch=7,
+        local_steps=1, strategy="brea", codec={}, guards=(), weights={}, peers=ids,
+        options=vars(STRATEGIES.build("brea", BREA)),
+    )  # fmt: skip
+    return observe(Vantage(frozenset(ids[i] for i in controlled)), records, public)
+
+
+def test_as_many_as_may_collude_see_the_sums_and_no_update() -> None:
+    found = list(shared_updates(view(1)))
+    assert [one.round for one in found] == [0, 1, 2]
+    assert all(len(one.members) == PEERS - 2 for one in found)
+    wanted = np.mean([np.float32(0.25) * bottom(int(peer[1:])) for peer in found[0].members], axis=0)
+    np.testing.assert_allclose(found[0].mean, wanted, atol=1e-3)
+    np.testing.assert_allclose(found[1].start, found[0].mean)
+    assert all(len(one.among) >= PEERS - 3 for one in observe_updates(view(1)))
+
+
+def test_one_more_sees_every_update() -> None:
+    alone = [one for one in observe_updates(view(1, 6)) if not one.among and one.round == 0]
+    assert {one.victim for one in alone} == {f"p{i}" for i in range(PEERS) if i not in (1, 6)}
+    for one in alone:
+        np.testing.assert_allclose(one.update, np.float32(0.25) * bottom(int(one.victim[1:])), atol=1e-3)

@@ -19,7 +19,7 @@ from veilmesh.crypto.field import (
     subtract,
     unpack,
 )
-from veilmesh.crypto.polynomial_shares import decode, lagrange, radius, recover, share_vector, value
+from veilmesh.crypto.polynomial_shares import decode, extrapolated, lagrange, radius, recover, share_vector, value
 
 KEY, OTHER = bytes(range(32)), bytes(range(1, 33))
 ELEMENT = st.integers(0, PRIME - 1)
@@ -131,6 +131,15 @@ def test_liars_beyond_what_can_be_corrected_are_never_believed(
     values += [sum(w * y for w, (_, y) in zip(weights[x], theirs, strict=True)) % PRIME for x in points[honest:]]
     found = decode(points, values, degree, errors)
     assert found is None or found == right
+
+
+def test_many_words_at_once_are_read_as_one_by_one() -> None:
+    shares = share_vector(random_elements(OTHER, 40), 8, 2, KEY)
+    shares[5, 7] ^= np.uint64(4)
+    points = [2, 1, 3, 5, 4, 8, 7, 6]
+    values, fits = extrapolated(points, shares[[point - 1 for point in points]], 2)
+    assert (values == random_elements(OTHER, 40)).all()
+    assert np.flatnonzero(~fits).tolist() == [7]
 
 
 def test_too_few_shares_are_nothing() -> None:

@@ -371,6 +371,17 @@ def test_terms_that_cannot_be_kept_are_refused(
         terms(n, t, f, m, proven)
 
 
+@given(members=st.integers(3, 64))
+def test_terms_by_default_can_be_kept_with_one_gone(members: int) -> None:
+    agreed = terms(members, None, None, None, False)
+    f, t, gone = agreed.liars, agreed.colluding, int(agreed.liars > 0)
+    assert members >= 2 * f + 2 * t + 1 + gone
+    assert members - f - gone >= agreed.quorum
+    assert 2 * agreed.quorum - members > f
+    assert terms(members, t, f, agreed.chosen, False) == agreed
+    assert members < 10 or min(f, t) >= 2
+
+
 def test_krums_proof_allows_for_few() -> None:
     assert terms(8, 1, 1, None, True).chosen == 3
     assert terms(8, 1, 1, None, False).chosen == 7
