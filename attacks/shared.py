@@ -4,8 +4,7 @@ A coalition of `colluding` peers or fewer has, of every update, shares that say 
 chosen ones, which everybody is told. (The distances between updates, which everybody is told too, are not used here.)
 One more peer, and it puts every update together from the shares that its members were dealt.
 
-The coalition's own updates are left in the sums: it could take them away, so its share of what there is to see is
-larger than what is given here, by as many as it controls of those that were chosen.
+What the coalition's own peers dealt is taken off the sums, where its records say what that was.
 """
 
 from collections import Counter
@@ -56,15 +55,19 @@ def shared_updates(view: View) -> Iterator[SharedUpdate]:
     reach = strategy.reach * public.local_steps * public.learning_rate
     x = public.initial
     for round_, heard in sorted(_heard(view, agreed).items()):
-        for dealer, shares in sorted(heard.deals.items()):
-            if (values := _opened(public, shares, agreed)) is not None:
+        opened = {dealer: _opened(public, shares, agreed) for dealer, shares in sorted(heard.deals.items())}
+        for dealer, values in opened.items():
+            if values is not None:
                 yield SharedUpdate(round_, (dealer,), x, dequantised(values, 1, reach, agreed.levels))
         if (found := _sum(public, heard, agreed)) is None:
             continue  # a round of which nothing was taken
         members, total = found
-        mean = dequantised(total, len(members), reach, agreed.levels)
-        yield SharedUpdate(round_, members, x, mean)
-        x = x + mean
+        own = {p: values for p, values in opened.items() if values is not None and p in view.vantage.controls}
+        others = tuple(p for p in members if p not in own)
+        rest = total - sum((own[p] for p in members if p in own), np.zeros_like(total))
+        if others:
+            yield SharedUpdate(round_, others, x, dequantised(rest, len(others), reach, agreed.levels))
+        x = x + dequantised(total, len(members), reach, agreed.levels)
 
 
 def _heard(view: View, agreed: Terms) -> dict[int, _Heard]:
@@ -75,19 +78,19 @@ def _heard(view: View, agreed: Terms) -> dict[int, _Heard]:
         try:
             message = messages.decode(record.body)
             if isinstance(message, messages.Step):
-                _take(found.setdefault(message.round, _Heard()), record.sender, record.at, message, agreed)
+                _take(found.setdefault(message.round, _Heard()), record.sender, record.to, message, agreed)
         except RemoteError:
             continue
     return found
 
 
-def _take(heard: _Heard, sender: PeerId, at: PeerId, message: messages.Step, agreed: Terms) -> None:
+def _take(heard: _Heard, sender: PeerId, to: PeerId, message: messages.Step, agreed: Terms) -> None:
     if message.step not in (Step.DEAL, Step.SUM):
         return
     body = read(Step(message.step), message.body, agreed)
     if isinstance(body, Deal):
         share = unpack(body.share, agreed.length + CHECKS)[: agreed.length]
-        heard.deals.setdefault(sender, {}).setdefault(at, share)
+        heard.deals.setdefault(sender, {}).setdefault(to, share)
     elif isinstance(body, Sum) and body.share:
         heard.sums.setdefault(body.chosen, {}).setdefault(sender, unpack(body.share, agreed.length))
 

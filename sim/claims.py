@@ -42,6 +42,7 @@ _COLLECT: dict[str, Callable[[Sequence[float]], float]] = {
     "spread": lambda v: max(v) - min(v),
     "count": lambda v: float(len(v)),
 }
+_ATTACKS = ("attack", "vantage", "title")  # what chooses among a cell's attacks, and no axis
 _TRENDS: dict[str, Callable[[float, float], bool]] = {"increasing": operator.lt, "decreasing": operator.gt}
 
 
@@ -74,7 +75,7 @@ class Claim:
         return tree
 
     def places(self) -> list[dict[str, Any]]:
-        """How each of its terms chooses cells: {axis, `attack` or `vantage`: value}, and {`by`: axis}."""
+        """How each of its terms chooses cells: {axis, `attack`, `vantage` or `title`: value}, and {`by`: axis}."""
         calls = (node for node in ast.walk(self.tree()) if isinstance(node, ast.Call))
         return [_where(call) for call in calls if call.keywords]
 
@@ -207,7 +208,7 @@ def _where(node: ast.expr) -> dict[str, Any]:
 
 
 def _chosen(cells: Cells, where: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    axes = {k: v for k, v in where.items() if k not in ("attack", "vantage", "by")}
+    axes = {k: v for k, v in where.items() if k not in (*_ATTACKS, "by")}
     return [cell for cell in cells if all(cell["axes"].get(k) == v for k, v in axes.items())]
 
 
@@ -219,9 +220,7 @@ def _figures(cell: Mapping[str, Any], figure: ast.expr, where: Mapping[str, Any]
     """
     path = _path(figure)
     summary = cell["summary"]
-    attacks = [
-        a for a in summary.get("attacks", ()) if all(a.get(k) == where[k] for k in ("attack", "vantage") if k in where)
-    ]
+    attacks = [a for a in summary.get("attacks", ()) if all(a.get(k) == where[k] for k in _ATTACKS if k in where)]
     places = attacks if "attack" in where or path[0] not in summary else [summary]
     return [_number(_inside(place, path), figure, cell) for place in places if path[0] in place]
 

@@ -115,7 +115,8 @@ class Study(_Strict):
         axes = {axis: [*self.axes.get(axis, ()), *self.quick.axes.get(axis, ())] for axis in every}
         for attack in self.attacks:
             attack.check(axes)
-        known: dict[str, list[Any]] = {**axes, "attack": [a.name for a in self.attacks]}
+        named = {"attack": [a.name for a in self.attacks], "title": [a.title for a in self.attacks]}
+        known: dict[str, list[Any]] = {**axes, **named}
         for claim in self.claims:
             where = f"claim {claim.says!r}"
             for place in Claim(claim.says, claim.check).places():

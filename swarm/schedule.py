@@ -9,7 +9,7 @@ from functools import lru_cache
 
 from veilmesh.core import seed_number
 
-__all__ = ["Rows", "exponential_hops", "exponential_out", "random_groups", "random_out"]
+__all__ = ["Rows", "cohort_groups", "cohorts", "exponential_hops", "exponential_out", "random_groups", "random_out"]
 
 Rows = Mapping[int, Mapping[int, float]]
 
@@ -48,3 +48,23 @@ def random_groups(seed: int, round_: int, peers: int, size: int) -> tuple[tuple[
         members = tuple(sorted(shuffled[peers * number // count : peers * (number + 1) // count]))
         group_of |= dict.fromkeys(members, members)
     return tuple(group_of[place] for place in range(peers))
+
+
+@lru_cache(maxsize=16)
+def cohorts(seed: int, peers: int, size: int) -> tuple[tuple[int, ...], ...]:
+    """One uniformly random division of the roster for a whole run, by place: into cohorts of `size` or more (all in
+    one, where there are fewer), as even as can be; members in roster order."""
+    shuffled = sorted(range(peers), key=lambda place: (seed_number(seed, "cohort", place), place))
+    count = max(1, peers // size)
+    return tuple(tuple(sorted(shuffled[peers * n // count : peers * (n + 1) // count])) for n in range(count))
+
+
+@lru_cache(maxsize=64)
+def cohort_groups(
+    seed: int, round_: int, divided: tuple[tuple[int, ...], ...], size: int
+) -> tuple[tuple[tuple[int, ...], ...], ...]:
+    """The cohorts of everybody's group in a round, by place: `random_groups` of whole cohorts, about `size` of them in
+    a group."""
+    groups = random_groups(seed, round_, len(divided), size)
+    of = {place: groups[number] for number, cohort in enumerate(divided) for place in cohort}
+    return tuple(tuple(divided[number] for number in of[place]) for place in sorted(of))

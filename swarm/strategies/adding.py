@@ -59,7 +59,8 @@ class ProxySide:
 
     def proceed(self) -> list[Effect]:
         """Add whatever is complete."""
-        return [e for round_ in sorted(self._given) if not self._missing(round_) for e in self.serve(round_)]
+        complete = [r for r in sorted(self._given) if not self._missing(r) and not self._keyless(r)]
+        return [e for round_ in complete for e in self.serve(round_)]
 
     def serve(self, round_: int) -> list[Effect]:
         """Add what there is for the receiver of a round, or say that it is not enough."""
@@ -97,6 +98,11 @@ class ProxySide:
 
     def _receiver(self, round_: int) -> PeerId:
         return self._kit.order[self._table.served(round_, self._me)]
+
+    def _keyless(self, round_: int) -> bool:
+        """Whether the receiver's key is still on its way: parts under it may overtake it."""
+        receiver = self._receiver(round_)
+        return receiver in self._present and self._keys.public(round_, receiver) is None
 
     def _missing(self, round_: int) -> list[PeerId]:
         near = [self._kit.order[p] for p in self._table.neighbours(self._table.served(round_, self._me))]

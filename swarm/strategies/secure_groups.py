@@ -19,8 +19,15 @@ what has not been answered is said again; after half, and every eighth from ther
 of it the sum is given up, or stays without the parts that nobody summed (`partial`).
 
 What a peer sees: a group's average, once a round; of one model nothing but masked words. Two peers have no secrets from
-each other in a group of two, and a group tells what its average tells. Groups change every round, so averages of
-overlapping groups can be compared. With floor(2m/3) + 1 of a group colluding, all is seen.
+each other in a group of two, and a group tells what its average tells. With floor(2m/3) + 1 of a group colluding, all
+is seen. Groups change every round, so averages of overlapping groups can be put together: of members who say nearly
+the same again and again, a few colluders then learn what each one says (`attacks/overlap.py`).
+
+Cohorts prevent that (So et al., arXiv 2106.03328, "Securing secure aggregation", batches of users). The roster is
+divided once into cohorts, groups are of whole cohorts, and a sum's survivors too: where one is missing the others of
+its cohort are left out. All sums of a run together then say nothing of less than a cohort, whoever drops out. A
+coalition with all but one of a cohort sees that one, so a cohort is to be larger than that; and where one of a cohort
+has gone for good, nothing that the others learn gets to anybody, while they take the average of those that are whole.
 
 States: TRAINING (waits for WorkDone) -> SUMMING (waits for its session, or its timers) -> TRAINING ... -> CLOSING
 (waits for the last evaluation) -> stopped.
@@ -55,14 +62,14 @@ from veilmesh.peer.machine import (
 )
 from veilmesh.swarm import messages
 from veilmesh.swarm.guards.base import RoundInfo
-from veilmesh.swarm.schedule import random_groups
 from veilmesh.swarm.sealer import astray
 from veilmesh.swarm.secure_messages import Masked, SumMessage, Total
 from veilmesh.swarm.strategies.base import STRATEGIES, Evaluated, Kit, Outcome, Trained
 from veilmesh.swarm.strategies.evaluation import Evaluation
 from veilmesh.swarm.strategies.group_inbox import AHEAD
 from veilmesh.swarm.strategies.secure_model import HiddenModel
-from veilmesh.swarm.strategies.secure_plan import SumPlan, lowest_threshold
+from veilmesh.swarm.strategies.secure_plan import lowest_threshold
+from veilmesh.swarm.strategies.secure_schedule import SumSchedule
 from veilmesh.swarm.strategies.secure_session import SecureSession
 from veilmesh.swarm.topology import complete_rows
 
@@ -84,7 +91,7 @@ class SecureGroups:
     the fewest that keeps liars below a third from opening anything). `bits`: of a masked word. `limit`: the largest
     distance of a coordinate from the common beginning (None: 16 with 32 bits, 4 with 16). `keep`: the share of
     coordinates that a round averages. `copies`: how many members hold a masked part (None: so many that no loss within
-    the threshold costs a coordinate; 1 sends least).
+    the threshold costs a coordinate; 1 sends least). `cohort`: how many peers, or more, come and go together.
     """
 
     group: Annotated[int, Field(ge=2, le=64)] = 8
@@ -93,6 +100,7 @@ class SecureGroups:
     limit: Annotated[float, Field(gt=0, le=1e6)] | None = None
     keep: Annotated[float, Field(gt=0, le=1)] = 1.0
     copies: Annotated[int, Field(ge=1, le=64)] | None = None
+    cohort: Annotated[int, Field(ge=1, le=64)] = 1
 
     centralised: ClassVar[bool] = False
     aggregates: ClassVar[bool] = False
@@ -101,6 +109,8 @@ class SecureGroups:
         lowest = lowest_threshold(self.group)
         if self.threshold is not None and not lowest <= self.threshold <= self.group:
             raise BadInput(f"The threshold in a group of {self.group} is {lowest} to {self.group}; leave it out.")
+        if self.cohort > self.group:
+            raise BadInput(f"A cohort of {self.cohort} does not fit into a group of {self.group}; lower cohort.")
 
     def machine(self, kit: Kit) -> Machine:
         if not kit.sealer.lossless:
@@ -114,6 +124,10 @@ class SecureGroups:
         """How a group of so many counts."""
         return FixedPoint(self.bits, self.limit or (16.0 if self.bits == 32 else 4.0), members)
 
+    def schedule(self, kit: Kit) -> SumSchedule:
+        """Who sums with whom. Raises BadInput where cohorts do not fit."""
+        return SumSchedule(kit.seed, kit.order, self.group, self.cohort, self.threshold or 0)
+
 
 class SecureGroupsMachine:
     """One peer of an averaging in groups by masks."""
@@ -125,6 +139,7 @@ class SecureGroupsMachine:
         self._x = kit.initial
         self._wanted = kit.initial  # after training: what is to be averaged
         self._hidden = HiddenModel(kit, options.keep)
+        self._schedule = options.schedule(kit)
         self._secret = kit.secret or sha256(f"{kit.private}/sums".encode()).digest()
         self._sessions: dict[int, SecureSession] = {}
         self._present: frozenset[PeerId] = frozenset()
@@ -250,23 +265,9 @@ class SecureGroupsMachine:
 
     def _session(self, round_: int) -> SecureSession | None:
         """This peer's side of a round's sum; None where there is nobody to add to."""
-        places = random_groups(self._kit.seed, round_, len(self._kit.order), self._options.group)[self._me]
-        if len(places) < 2:
-            return None
-        lowest = lowest_threshold(len(places))
-        threshold = min(max(self._options.threshold or 0, lowest), len(places))
-        plan = SumPlan(
-            tuple(self._kit.order[place] for place in places),
-            round_,
-            0,
-            threshold,
-            self._hidden.length,
-            self._options.bits,
-            self._options.copies or len(places) - threshold + 1,
-            f"secure-groups/{self._kit.seed}".encode(),
-        )
-        return SecureSession(plan, self._kit.me, self._secret)
+        options = self._options
+        plan = self._schedule.plan(round_, self._me, self._hidden.length, options.bits, options.copies)
+        return None if plan is None else SecureSession(plan, self._kit.me, self._secret)
 
     def _fixed(self) -> FixedPoint:
-        places = random_groups(self._kit.seed, self._round, len(self._kit.order), self._options.group)[self._me]
-        return self._options.fixed(len(places))
+        return self._options.fixed(len(self._schedule.members(self._round, self._me)))

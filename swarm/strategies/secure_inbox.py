@@ -45,8 +45,10 @@ class SumInbox:
         match message:
             case Roll(cards=pieces) | Unmasked(shares=pieces):
                 wrong = len(pieces) != count
-            case Counted(members=members) | Agreed(members=members):
+            case Counted(members=members):
                 wrong = any(member >= count for member in members)
+            case Agreed(members=members):
+                wrong = self._plan.whole(members) != members  # others than these, or a part of a cohort
             case Masked(part=part, words=words):
                 wrong = part >= count or not self._fits(self.masked.get(sender, {}), part, words)
             case Total(part=part, words=words):

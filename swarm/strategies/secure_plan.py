@@ -10,7 +10,7 @@ and over the survivors S of M the sum of v is the sum of y, less PRG(b_i) for i 
 of M that are gone: their s_j gives s_ij. Whoever had both b_i and s_i of one member could read its vector.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
@@ -40,7 +40,8 @@ class SumPlan:
     `members`: the group, in roster order; `round` and `number`: which of the run's sums it is; `threshold`: how many
     must take part to the end, and how many shares give a secret; `length`: words in a vector, of `bits` (16 or 32);
     `copies`: how many members hold every masked part: with n - threshold + 1 the sum outlives every loss that the
-    threshold allows, with 1 the part of a member that ends in the last two phases is lost; `context`: names the run.
+    threshold allows, with 1 the part of a member that ends in the last two phases is lost; `context`: names the run;
+    `cohorts`: members by place who are summed together or not at all, each in one (none: everybody is its own).
     """
 
     members: tuple[PeerId, ...]
@@ -51,6 +52,7 @@ class SumPlan:
     bits: int
     copies: int
     context: bytes
+    cohorts: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
         count = len(self.members)
@@ -58,12 +60,20 @@ class SumPlan:
             raise LocalError(f"no sum of {count} members has threshold {self.threshold}")
         if self.length < 1 or self.copies < 1:
             raise LocalError(f"no sum of {self.length} words in {self.copies} copies")
+        if self.cohorts and sorted(place for cohort in self.cohorts for place in cohort) != list(self.places):
+            raise LocalError(f"{self.cohorts} are no cohorts of {count} members")
         word_type(self.bits)
 
     @property
     def places(self) -> range:
         """Members by place."""
         return range(len(self.members))
+
+    def whole(self, places: Collection[int]) -> tuple[int, ...]:
+        """Those of `places` whose whole cohort is among them, in roster order."""
+        cohorts = self.cohorts or [(place,) for place in self.places]
+        there = frozenset(places)
+        return tuple(sorted(place for cohort in cohorts if there.issuperset(cohort) for place in cohort))
 
     @property
     def most_bytes(self) -> int:
@@ -76,7 +86,8 @@ class SumPlan:
         """Names this sum: nothing that is derived for it fits another."""
         names = b"".join(bytes([len(name)]) + name for name in (str(p).encode()[:255] for p in self.members))
         numbers = b"".join(n.to_bytes(8, "big") for n in (self.round, self.number, self.threshold, self.length))
-        return sha256(b"veilmesh sum v1\x00" + sha256(self.context).digest() + numbers + names).digest()
+        cohorts = b"".join(bytes([0, len(cohort), *cohort]) for cohort in self.cohorts)  # no name is empty
+        return sha256(b"veilmesh sum v1\x00" + sha256(self.context).digest() + numbers + names + cohorts).digest()
 
 
 @dataclass(frozen=True)

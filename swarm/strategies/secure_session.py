@@ -9,7 +9,7 @@ signatures on statements; and shares can go out with the keys. Notation: `secure
     ENROLLING  everybody tells everybody its card (K_i, hash of b_i) and shares of b_i and s_i, t of n
     CALLING    everybody says which cards it has. M: the members whose card all say, and say alike
     MASKING    part r of y_i goes to those that hold part r; all later statements carry the label of M and its cards
-    COUNTING   everybody says whose parts it has. S: those that all count
+    COUNTING   everybody says whose parts it has. S: those that all count, less those of whose cohort one is missing
     AGREEING   everybody says S, once and for good
     UNMASKING  whoever has heard the same S from t members, itself included, says its own b_i if it is in S, and a share
                of b_j of every j in S, of s_j of every other j in M: of one kind for one peer, once, in no order of
@@ -23,22 +23,24 @@ nobody tells. A part is masked once: what is said again, or held by a deputy, is
 under two labels, keys that differ or sets that do not match, is left out, or the sum is given up; a lie can spoil a sum
 or hold it up, not open it. With fewer than t at any step the sum is given up, and nothing more is told.
 
+Cohorts (So et al., arXiv 2106.03328) come whole into S or not at all. Whoever is left out for its cohort's sake is
+treated as if it were gone, though it is there: its s_j is told, its b_j never, not by itself either. It goes on with
+the others to the end: t counts those that mask, are counted, agree and help to unmask, be they in S or not; S is then
+one cohort at least. A set with a part of a cohort in it is said by no honest member, so it gathers no t.
+
 What a sum of t members says of one of them, once the others' vectors are known, is that one: this hides peers from
 each other, and not what they all do together. A liar can add any words at all: nobody sees its vector either.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
-from itertools import combinations, islice
 
 import numpy as np
 
 from veilmesh.core import LocalError, Refusal, RemoteError
 from veilmesh.crypto.fixed import Words, word_type
 from veilmesh.crypto.masking import check_public
-from veilmesh.crypto.shares import combine
 from veilmesh.peer.machine import PeerId, Send
-from veilmesh.swarm import messages
 from veilmesh.swarm.secure_messages import (
     SECRET,
     Agreed,
@@ -52,12 +54,10 @@ from veilmesh.swarm.secure_messages import (
     Withdrawn,
 )
 from veilmesh.swarm.strategies.secure_plan import Maskers, Secrets, SumPlan
-from veilmesh.swarm.strategies.secure_state import Phase, SumState
+from veilmesh.swarm.strategies.secure_state import Phase
+from veilmesh.swarm.strategies.secure_voice import SumVoice
 
 __all__ = ["GroupSum", "SecureSession"]
-
-_TRIES = 32
-"""How many choices of shares are tried where some are wrong."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class GroupSum:
     missing: tuple[tuple[int, int], ...]
 
 
-class SecureSession(SumState):
+class SecureSession(SumVoice):
     """One member's side of one sum.
 
     Args:
@@ -87,8 +87,6 @@ class SecureSession(SumState):
         self._secret = secret
         self._secrets: Secrets | None = None
         self._words: Words | None = None
-        self._said: dict[int, list[bytes]] = {}
-        self._repeated: set[int] = set()
         self._revealed: dict[int, str] = {}  # by place: which kind of secret, for good
         self._seeds: dict[int, bytes] = {}
         self._privates: dict[int, bytes] = {}
@@ -235,9 +233,11 @@ class SecureSession(SumState):
     def _agree(self) -> list[Send]:
         maskers = self._agreed_maskers()
         said = [members for place, members in self._statements(self._inbox.counted) if place in maskers.places]
-        survivors = tuple(place for place in maskers.places if all(place in members for members in said))
-        if min(len(said), len(survivors)) < self._plan.threshold:
+        counted = [place for place in maskers.places if all(place in members for members in said)]
+        if min(len(said), len(counted)) < self._plan.threshold:
             return self._abandon("too few survivors")
+        if not (survivors := self._plan.whole(counted)):
+            return self._abandon("no cohort is whole")
         self._survivors, self.phase = survivors, Phase.AGREEING
         return self._tell(Agreed(self._plan.round, self._plan.number, maskers.label, survivors), maskers.places)
 
@@ -277,36 +277,16 @@ class SecureSession(SumState):
             return []
         return [] if waiting else self._abandon("the masks cannot be taken off")
 
-    def _secret_of(self, place: int) -> bytes | None:
-        """The seed of a survivor, from itself or else from shares; of another its private key, from shares."""
-        maskers, survives = self._agreed_maskers(), place in self._survivors
-        unmasked = self._inbox.unmasked.items()
-        said = {p: (seed, shares) for p, (label, seed, shares) in unmasked if label == maskers.label}
-        if survives and place in said and maskers.is_seed(place, said[place][0]):
-            return said[place][0]
-        right = maskers.is_seed if survives else maskers.is_key
-        shares = [(p + 1, all_[place]) for p, (_, all_) in sorted(said.items()) if all_[place]]
-        choices = combinations(shares, self._plan.threshold)
-        candidates = (combine(choice, self._plan.threshold) for choice in islice(choices, _TRIES))
-        return next((secret for secret in candidates if right(place, secret)), None)
-
     def _sum(self) -> list[Send]:
         maskers, sends = self._agreed_maskers(), list[Send]()
         for part in maskers.butterfly.parts:
             mine = self._me in maskers.holders(part) and part not in self._inbox.totals.get(self._me, {})
             if mine and self._total(part) is None and (self._late or self._turn(part) == self._me):
-                sends += self._tell(self._summed(part), maskers.places)
+                total = maskers.total(part, self._survivors_pieces(part), self._seeds, self._privates).tobytes()
+                said = Total(self._plan.round, self._plan.number, maskers.label, part, total)
+                sends += self._tell(said, maskers.places)
         done = all(self._total(part) is not None for part in maskers.butterfly.parts)
         return sends + (self._finish() if done else [])
-
-    def _summed(self, part: int) -> Total:
-        maskers = self._agreed_maskers()
-        pieces = {place: self._piece(place, part) for place in self._survivors}
-        there = {place: piece for place, piece in pieces.items() if piece is not None}
-        if len(there) < len(pieces):
-            raise LocalError("a survivor's part is not here, though it was counted")
-        total = maskers.total(part, there, self._seeds, self._privates)
-        return Total(self._plan.round, self._plan.number, maskers.label, part, total.tobytes())
 
     def _finish(self) -> list[Send]:
         maskers = self._agreed_maskers()
@@ -332,32 +312,3 @@ class SecureSession(SumState):
         self._inbox.forget()
         self._secret, self._secrets, self._words = b"", None, None
         self._seeds, self._privates = {}, {}
-
-    # --- saying things -----------------------------------------------------------------------------------------
-
-    def _tell(self, message: SumMessage, places: Iterable[int]) -> list[Send]:
-        """Say something to several, and to ourselves."""
-        self._inbox.take(self._me, message)
-        return self._say(message, [place for place in places if place != self._me])
-
-    def _say(self, message: SumMessage, places: Iterable[int]) -> list[Send]:
-        body, sends = messages.encode(message), list[Send]()
-        for place in places:
-            if place == self._me:
-                self._inbox.take(place, message)
-                continue
-            self._said.setdefault(place, []).append(body)
-            if self._plan.members[place] in self._present:
-                sends.append(Send(self._plan.members[place], body))
-        return sends
-
-    def _repeat(self, place: int) -> list[Send]:
-        to = self._plan.members[place]
-        return [Send(to, body) for body in self._said.get(place, ())] if to in self._present else []
-
-    def _again_once(self, place: int) -> list[Send]:
-        """Who says a thing twice may have missed ours."""
-        if place in self._repeated:
-            return []
-        self._repeated.add(place)
-        return self._repeat(place)

@@ -5,14 +5,19 @@ Nothing is decided here; see `secure_session`.
 
 from collections.abc import Iterable
 from enum import IntEnum, auto
+from itertools import combinations, islice
 
 from veilmesh.core import LocalError
 from veilmesh.crypto.fixed import Words
+from veilmesh.crypto.shares import combine
 from veilmesh.peer.machine import PeerId
 from veilmesh.swarm.strategies.secure_inbox import Statement, SumInbox
 from veilmesh.swarm.strategies.secure_plan import Maskers, SumPlan
 
 __all__ = ["Phase", "SumState"]
+
+_TRIES = 32
+"""How many choices of shares are tried where some are wrong."""
 
 
 class Phase(IntEnum):
@@ -124,6 +129,14 @@ class SumState:
         label, words = self._inbox.masked.get(place, {}).get(part, (b"", b""))
         return self._agreed_maskers().read(part, words) if label == self._agreed_maskers().label else None
 
+    def _survivors_pieces(self, part: int) -> dict[int, Words]:
+        """Their masked parts, for whoever holds this part."""
+        pieces = {place: self._piece(place, part) for place in self._survivors}
+        there = {place: piece for place, piece in pieces.items() if piece is not None}
+        if len(there) < len(pieces):
+            raise LocalError("a survivor's part is not here, though it was counted")
+        return there
+
     def _turn(self, part: int) -> int:
         """Who is to sum a part: the first of its holders that is there; with none, the first."""
         there = self._awaited() | {self._me}
@@ -140,3 +153,18 @@ class SumState:
             if label == maskers.label and (read := maskers.read(part, words)) is not None:
                 return read
         return None
+
+    # --- secrets -----------------------------------------------------------------------------------------------
+
+    def _secret_of(self, place: int) -> bytes | None:
+        """The seed of a survivor, from itself or else from shares; of another its private key, from shares."""
+        maskers, survives = self._agreed_maskers(), place in self._survivors
+        unmasked = self._inbox.unmasked.items()
+        said = {p: (seed, shares) for p, (label, seed, shares) in unmasked if label == maskers.label}
+        if survives and place in said and maskers.is_seed(place, said[place][0]):
+            return said[place][0]
+        right = maskers.is_seed if survives else maskers.is_key
+        shares = [(p + 1, all_[place]) for p, (_, all_) in sorted(said.items()) if all_[place]]
+        choices = combinations(shares, self._plan.threshold)
+        candidates = (combine(choice, self._plan.threshold) for choice in islice(choices, _TRIES))
+        return next((secret for secret in candidates if right(place, secret)), None)

@@ -81,7 +81,8 @@ KNOWN = (
     "veilmesh.crypto.cpad", "veilmesh.crypto.field", "veilmesh.crypto.fixed", "veilmesh.crypto.homomorphic",
     "veilmesh.crypto.padding", "veilmesh.crypto.shared_key", "veilmesh.peer.machine", "veilmesh.peer.transcript",
     "veilmesh.swarm.messages", "veilmesh.swarm.secure_messages", "veilmesh.swarm.strategies.secure_groups",
-    "veilmesh.tasks.models",
+    "veilmesh.swarm.strategies.brea", "veilmesh.swarm.strategies.brea_steps", "veilmesh.swarm.strategies.brea_terms",
+    "veilmesh.swarm.strategies.secure_clusters", "veilmesh.crypto.polynomial_shares", "veilmesh.tasks.models",
 )  # fmt: skip
 INSIDE = "veilmesh.swarm.strategies.base"  # a tamper is a machine, and has the kit of one: its own
 LIBRARIES = {

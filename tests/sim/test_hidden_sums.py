@@ -10,12 +10,13 @@ import pytest
 from veilmesh.attacks.observed import observe_updates
 from veilmesh.attacks.sums import group_sums, remaining
 from veilmesh.attacks.view import View, observe
-from veilmesh.core import LocalError
+from veilmesh.core import LocalError, seed_number
 from veilmesh.peer.transcript import read_transcript
 from veilmesh.sim.audit import _own, audit, open_run
 from veilmesh.sim.cast import Cast
 from veilmesh.sim.network import run_in_virtual_time
 from veilmesh.sim.scenario import Choice, Scenario
+from veilmesh.swarm.schedule import cohorts
 from veilmesh.tasks.work import Train
 
 RATE = 0.05
@@ -92,16 +93,21 @@ def test_an_attack_is_not_given_the_data_of_others(run: Path) -> None:
         view.own(view.public.peers[1], 0)
 
 
-def test_groups_that_change_give_members_away_who_say_the_same_again_and_again(tmp_path: Path) -> None:
-    """One picture a peer: three colluders of twelve have a member in most groups, and solve their sums together."""
-    many = ran(
-        tmp_path / "run",
+def repetitive(folder: Path, **options: int) -> Path:
+    """Twelve peers with one picture each, who say nearly the same in every round."""
+    return ran(
+        folder,
         peers=12,
         rounds=30,
         task={"name": "digits", "limit": 12},
-        strategy={"name": "secure-groups", "group": 6},
+        strategy={"name": "secure-groups", "group": 6, **options},
         training={"batch": 1, "learning_rate": 0.01},
     )
+
+
+def test_groups_that_change_give_members_away_who_say_the_same_again_and_again(tmp_path: Path) -> None:
+    """One picture a peer: three colluders of twelve have a member in most groups, and solve their sums together."""
+    many = repetitive(tmp_path / "run")
     cast, ids = open_run(many)
     places = "peer:0+peer:1+peer:2"
     alone = audit(many, cast, ids, Choice(name="analytic"), places)
@@ -109,3 +115,18 @@ def test_groups_that_change_give_members_away_who_say_the_same_again_and_again(t
     assert together["guessed"] >= 6
     assert together["gain_median"] > 10
     assert alone["gain_median"] < 3
+
+
+def test_groups_of_cohorts_give_nobody_away(tmp_path: Path) -> None:
+    """The same run and attack: three colluders, each of another cohort of three. Two of one cohort see the third."""
+    many = repetitive(tmp_path / "run", cohort=3)
+    cast, ids = open_run(many)
+    divided = cohorts(seed_number(3, "public"), 12, 3)
+    [first, second, third] = [cohort[0] for cohort in divided[:3]]
+    apart = f"peer:{first}+peer:{second}+peer:{third}"
+    together = audit(many, cast, ids, Choice(name="analytic", across=True), apart)
+    assert together["guessed"] == 0
+    assert group_sums(seen(many, apart)[1])
+    mate, victim = divided[0][1:]
+    most = audit(many, cast, ids, Choice(name="analytic", across=True), f"{apart}+peer:{mate}")
+    assert {row["victim"] for row in most["guesses"]} == {cast.names[victim]}
