@@ -31,9 +31,17 @@ from veilmesh.swarm import messages
 
 @pytest.mark.parametrize(
     ("strategy", "codec", "noise"),
-    [("gossip", "dense", 0.0), ({"name": "gossip", "step": 0.2}, "top-k", 1.0), ("fedavg", "8-bit", 0.0)],
+    [
+        ("gossip", "dense", 0.0),
+        ({"name": "gossip", "step": 0.2}, "top-k", 1.0),
+        ("fedavg", "8-bit", 0.0),
+        ("secure-groups", "dense", 0.0),  # whatever the masks are, and they are drawn from the system over libp2p
+        ("blind-proxy", "dense", 0.0),
+    ],
 )
 def test_five_peers_give_the_same_bits_in_every_world(tmp_path: Path, strategy: Any, codec: str, noise: float) -> None:
+    if strategy == "blind-proxy":
+        pytest.importorskip("tenseal", reason="TenSEAL is an extra: pip install 'veilmesh[he]'")
     data = {
         "rounds": 6,
         "evaluate_every": 3,
