@@ -65,9 +65,10 @@ class _Heard:
 
 
 def group_sums(view: View) -> list[GroupSum]:
-    """Every whole sum that the coalition was told, by round; each group's once. Only of whole models (`keep` = 1)."""
+    """Every whole sum that the coalition was told, by round; each group's once. Only of whole models: with `keep` = 1
+    and `rank` = 0."""
     public = view.public
-    if public.strategy != "secure-groups" or public.options.get("keep") != 1.0:
+    if public.strategy != "secure-groups" or public.options.get("keep") != 1.0 or public.options.get("rank"):
         return []
     heard: dict[tuple[int, int, PeerId], _Heard] = {}
     for record in view.records:

@@ -24,7 +24,7 @@ from veilmesh.crypto.codecs.base import CODECS, Decoded, Vector
 from veilmesh.crypto.codecs.checks import local_vector, received_floats, require_dimension
 from veilmesh.crypto.codecs.planes import Reader
 
-__all__ = ["LowRank"]
+__all__ = ["LowRank", "orthonormal"]
 
 _HEAD: Final = struct.Struct("!IIB")  # d, columns, rank
 _LARGEST_RANK: Final = 64  # the work of a decoder grows with it
@@ -90,13 +90,13 @@ class LowRank:
 
 def _directions(matrix: Matrix, start: Matrix, iterations: int) -> Matrix:
     """An orthonormal basis (m, r) of where `matrix` (m, n) sends `start` (n, r), after so many power iterations."""
-    p = _orthonormal(matrix @ start)
+    p = orthonormal(matrix @ start)
     for _ in range(iterations):
-        p = _orthonormal(matrix @ (matrix.T @ p))
+        p = orthonormal(matrix @ (matrix.T @ p))
     return p
 
 
-def _orthonormal(a: Matrix) -> Matrix:
+def orthonormal(a: Matrix) -> Matrix:
     """Gram and Schmidt's basis of the columns of a (m, r); zero where a column depends on those before it."""
     basis = a.astype(np.float64)
     for j in range(basis.shape[1]):

@@ -14,6 +14,10 @@ common seed draws the coordinates of a round; of the others x_i stays and u_i go
 learnt is thus in the models or still to be said. (On digits with three classes a peer, a quarter a round then learns
 as fast as all; where each went its own way meanwhile, it learnt half as much.)
 
+With `rank` an update is said as two thin matrices, and a round is two sums (`secure_factors`): far fewer words. Models
+are then not averaged, only steps, so this is for one group of all: who misses a sum stays apart by that step, and a
+round without sums is no step at all. Each of the two sums has a patience of its own.
+
 Keys and shares go out while everybody trains. Then, by how much of the round's patience is over: from an eighth on,
 what has not been answered is said again; after half, and every eighth from there, who is silent is left out; after all
 of it the sum is given up, or stays without the parts that nobody summed (`partial`).
@@ -25,7 +29,8 @@ the same again and again, a few colluders then learn what each one says (`attack
 
 Cohorts prevent that (So et al., arXiv 2106.03328, "Securing secure aggregation", batches of users). The roster is
 divided once into cohorts, groups are of whole cohorts, and a sum's survivors too: where one is missing the others of
-its cohort are left out. All sums of a run together then say nothing of less than a cohort, whoever drops out. A
+its cohort are left out, so that a sum may be over fewer than t, but never over less than a cohort. All sums of a run
+together then say nothing of less than a cohort, whoever drops out. A
 coalition with all but one of a cohort sees that one, so a cohort is to be larger than that; and where one of a cohort
 has gone for good, nothing that the others learn gets to anybody, while they take the average of those that are whole.
 
@@ -42,7 +47,7 @@ import networkx as nx
 from pydantic import Field
 
 from veilmesh.core import BadInput, Refusal, RemoteError
-from veilmesh.crypto.fixed import FixedPoint
+from veilmesh.crypto.fixed import FixedPoint, Words
 from veilmesh.peer.machine import (
     CancelTimer,
     Effect,
@@ -67,6 +72,7 @@ from veilmesh.swarm.secure_messages import Masked, SumMessage, Total
 from veilmesh.swarm.strategies.base import STRATEGIES, Evaluated, Kit, Outcome, Trained
 from veilmesh.swarm.strategies.evaluation import Evaluation
 from veilmesh.swarm.strategies.group_inbox import AHEAD
+from veilmesh.swarm.strategies.secure_factors import HiddenFactors
 from veilmesh.swarm.strategies.secure_model import HiddenModel
 from veilmesh.swarm.strategies.secure_plan import lowest_threshold
 from veilmesh.swarm.strategies.secure_schedule import SumSchedule
@@ -92,6 +98,7 @@ class SecureGroups:
     distance of a coordinate from the common beginning (None: 16 with 32 bits, 4 with 16). `keep`: the share of
     coordinates that a round averages. `copies`: how many members hold a masked part (None: so many that no loss within
     the threshold costs a coordinate; 1 sends least). `cohort`: how many peers, or more, come and go together.
+    `rank`: how many columns the factors of an update have (0: whole models are averaged); for one group of all.
     """
 
     group: Annotated[int, Field(ge=2, le=64)] = 8
@@ -101,6 +108,7 @@ class SecureGroups:
     keep: Annotated[float, Field(gt=0, le=1)] = 1.0
     copies: Annotated[int, Field(ge=1, le=64)] | None = None
     cohort: Annotated[int, Field(ge=1, le=64)] = 1
+    rank: Annotated[int, Field(ge=0, le=64)] = 0
 
     centralised: ClassVar[bool] = False
     aggregates: ClassVar[bool] = False
@@ -111,10 +119,16 @@ class SecureGroups:
             raise BadInput(f"The threshold in a group of {self.group} is {lowest} to {self.group}; leave it out.")
         if self.cohort > self.group:
             raise BadInput(f"A cohort of {self.cohort} does not fit into a group of {self.group}; lower cohort.")
+        if self.rank and (self.bits != 32 or self.keep < 1):
+            raise BadInput("Factors of updates are summed whole and in 32 bits; leave bits and keep out, or rank.")
 
     def machine(self, kit: Kit) -> Machine:
         if not kit.sealer.lossless:
             raise BadInput("secure-groups counts and masks by itself, so a codec has nothing to say; leave codec out.")
+        if self.rank and len(kit.order) > self.group:
+            raise BadInput(
+                f"With rank only one group of all keeps models alike: set group to {len(kit.order)}, or leave rank out."
+            )
         return SecureGroupsMachine(kit, self)
 
     def weights(self, graph: "nx.Graph[int]") -> dict[int, dict[int, float]]:
@@ -138,12 +152,13 @@ class SecureGroupsMachine:
         self._me = kit.order.index(kit.me)
         self._x = kit.initial
         self._wanted = kit.initial  # after training: what is to be averaged
-        self._hidden = HiddenModel(kit, options.keep)
+        self._hidden = HiddenFactors(kit, options.rank) if options.rank else HiddenModel(kit, options.keep)
         self._schedule = options.schedule(kit)
         self._secret = kit.secret or sha256(f"{kit.private}/sums".encode()).digest()
-        self._sessions: dict[int, SecureSession] = {}
+        self._sessions: dict[tuple[int, int], SecureSession] = {}  # by round and number
         self._present: frozenset[PeerId] = frozenset()
         self._round = 0
+        self._number = 0  # which of the round's sums is being made
         self._phase = Phase.TRAINING
         self._evaluation = Evaluation(kit)
 
@@ -159,11 +174,11 @@ class SecureGroupsMachine:
             case WorkFailed(name, reason):
                 return [Note("failed", {"work": name, "reason": reason}), self._stop(f"{name}: {reason}")]
             case Received(sender, body):
-                return self._received(sender, messages.decode(body))
+                return self._received(sender, messages.decode(body), now)
             case PeersChanged(present):
                 self._present = present
                 sends = [send for session in list(self._sessions.values()) for send in session.see(present)]
-                return [*sends, *self._close_if_over()]
+                return [*sends, *self._close_if_over(now)]
             case TimerFired(name):
                 return self._timer(name, now)
 
@@ -172,12 +187,14 @@ class SecureGroupsMachine:
     def _train(self) -> list[Effect]:
         """Train, while keys and shares go out."""
         self._phase = Phase.TRAINING
-        work = Work(f"train-{self._round}", self._kit.work.train(self._round, self._x))
-        session = self._sessions.get(self._round) or self._session(self._round)  # others may have spoken already
-        if session is None:
-            return [work]
-        self._sessions[self._round] = session
-        return [work, *session.begin(self._present)]
+        effects: list[Effect] = [Work(f"train-{self._round}", self._kit.work.train(self._round, self._x))]
+        self._number = 0
+        for number in range(len(self._hidden.lengths)):
+            session = self._session(self._round, number)
+            if session is not None:
+                self._sessions[self._round, number] = session
+                effects += session.begin(self._present)
+        return effects
 
     def _say(self, trained: Trained, now: float) -> list[Effect]:
         update = self._kit.sealer.guard(trained.update, RoundInfo(self._round, trained.samples))
@@ -186,47 +203,65 @@ class SecureGroupsMachine:
             return [self._stop(reason)]
         self._phase = Phase.SUMMING
         effects: list[Effect] = [Note("trained", {"round": self._round, "loss": trained.loss})]
-        if (session := self._sessions.get(self._round)) is not None:
-            effects += self._contribute(session)
-        for name, share in (("again", 1 / 8), ("silent", 1 / 2), ("round", 1)):
-            effects.append(SetTimer(name, now + share * self._kit.patience))
-        return [*effects, *self._close_if_over()]
+        if self._current is not None:
+            effects += self._contribute(*self._hidden.words(self._x, self._wanted, self._fixed(), self._round))
+        return [*effects, *self._timers(now), *self._close_if_over(now)]
 
-    def _contribute(self, session: SecureSession) -> list[Effect]:
-        words, clipped = self._hidden.words(self._wanted, self._fixed(), self._round)
+    def _contribute(self, words: Words, clipped: int) -> list[Effect]:
         notes = [Note("clipped", {"round": self._round, "coordinates": clipped})] if clipped else []
-        return [*notes, *session.contribute(words)]
+        return [*notes, *(self._current.contribute(words) if self._current else ())]
+
+    def _timers(self, now: float) -> list[Effect]:
+        """One sum's patience."""
+        shares = (("again", 1 / 8), ("silent", 1 / 2), ("round", 1))
+        return [SetTimer(name, now + share * self._kit.patience) for name, share in shares]
+
+    @property
+    def _current(self) -> SecureSession | None:
+        return self._sessions.get((self._round, self._number))
 
     def _timer(self, name: str, now: float) -> list[Effect]:
-        session = self._sessions.get(self._round)
+        session = self._current
         if self._phase is not Phase.SUMMING or session is None:
             return []
         later = SetTimer(name, now + self._kit.patience / 8)
         if name == "again":
             return [later, *session.again()]
         if name == "round":
-            return [*session.give_up(), *self._close_if_over()]
+            return [*session.give_up(), *self._close_if_over(now)]
         late = Note("late", {"round": self._round, "peers": [str(p) for p in session.missing]})
-        return [late, later, *session.expire(), *self._close_if_over()]
+        return [late, later, *session.expire(), *self._close_if_over(now)]
 
-    def _close_if_over(self) -> list[Effect]:
-        session = self._sessions.get(self._round)
+    def _close_if_over(self, now: float) -> list[Effect]:
+        session = self._current
         if self._phase is not Phase.SUMMING or (session is not None and not session.over):
             return []
+        if session is not None and self._number + 1 < len(self._hidden.lengths):
+            return self._next_sum(session, now)
         notes, group = self._take(session)
         if reason := astray(self._x):
             return [*notes, self._stop(reason)]
         self._round += 1
-        self._sessions = {r: session for r, session in self._sessions.items() if r >= self._round - 1}
+        self._sessions = {key: session for key, session in self._sessions.items() if key[0] >= self._round - 1}
         notes.append(Note("round", {"round": self._round - 1, "group": group}))
         due = self._evaluation.due(self._round, lambda: self._x)
         return [*(CancelTimer(name) for name in ("again", "silent", "round")), *notes, *due, *self._go_on()]
 
+    def _next_sum(self, session: SecureSession, now: float) -> list[Effect]:
+        """Go on to the round's next sum: with nothing to say in it, where this one is not whole."""
+        self._number += 1
+        if session.result is not None and not session.result.missing:
+            said = self._contribute(*self._hidden.answer(self._fixed(), session.result))
+            return [*self._timers(now), *said, *self._close_if_over(now)]
+        gone = self._current.give_up() if self._current else []
+        return [*gone, *self._close_if_over(now)]
+
     def _take(self, session: SecureSession | None) -> tuple[list[Effect], int]:
         """The next model, what there is to note of it, and how many models it comes from."""
         if session is None or session.result is None:
-            self._x = self._wanted
-            why = session.reason if session else "nobody else"
+            self._x = self._hidden.alone(self._x, self._wanted) if session else self._wanted
+            reasons = (s.reason for (r, _), s in sorted(self._sessions.items()) if r == self._round and s.reason)
+            why = next(reasons, "nobody else")
             return [Note("abandoned", {"round": self._round, "why": why})], 1
         summed = session.result
         self._x = self._hidden.mixed(self._x, self._wanted, self._fixed(), self._round, summed)
@@ -245,7 +280,7 @@ class SecureGroupsMachine:
 
     # --- what the others say -----------------------------------------------------------------------------------
 
-    def _received(self, sender: PeerId, message: messages.Message) -> list[Effect]:
+    def _received(self, sender: PeerId, message: messages.Message, now: float) -> list[Effect]:
         if not isinstance(message, SumMessage):
             raise RemoteError(Refusal.MISMATCH, f"{type(message).__name__} in a sum by masks")
         round_ = message.round
@@ -253,20 +288,23 @@ class SecureGroupsMachine:
         ahead = 2 if isinstance(message, Masked | Total) else AHEAD
         if round_ >= min(self._round + ahead, self._kit.rounds):
             raise RemoteError(Refusal.MISMATCH, f"round {round_} while we are in {self._round}")
-        session = self._sessions.get(round_) or self._session(round_)
+        session = self._session(round_, message.number)
         if session is None or round_ < self._round - 1:
             raise RemoteError(Refusal.MISMATCH, f"nothing to be said to us in round {round_}")
         sends = session.receive(sender, message)
         if round_ >= self._round:
-            self._sessions[round_] = session
-        return [*sends, *self._close_if_over()]
+            self._sessions[round_, message.number] = session
+        return [*sends, *self._close_if_over(now)]
 
     # --- groups ------------------------------------------------------------------------------------------------
 
-    def _session(self, round_: int) -> SecureSession | None:
-        """This peer's side of a round's sum; None where there is nobody to add to."""
-        options = self._options
-        plan = self._schedule.plan(round_, self._me, self._hidden.length, options.bits, options.copies)
+    def _session(self, round_: int, number: int) -> SecureSession | None:
+        """This peer's side of one of a round's sums; None where there is none, or nobody to add to. Others may have
+        spoken in it already."""
+        options, lengths = self._options, self._hidden.lengths
+        if (round_, number) in self._sessions or number >= len(lengths):
+            return self._sessions.get((round_, number))
+        plan = self._schedule.plan(round_, self._me, lengths[number], options.bits, options.copies, number)
         return None if plan is None else SecureSession(plan, self._kit.me, self._secret)
 
     def _fixed(self) -> FixedPoint:

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from veilmesh.core import generator, seed_number
+from veilmesh.core import LocalError, generator, seed_number
 from veilmesh.crypto.codecs.base import Mask, Vector
 from veilmesh.crypto.codecs.randk import random_coordinates
 from veilmesh.crypto.fixed import FixedPoint, Words
@@ -23,9 +23,9 @@ class HiddenModel:
         self._integers: NDArray[np.int64] = np.zeros(0, np.int64)  # that stand for the model of this round
 
     @property
-    def length(self) -> int:
-        """How many coordinates a round averages."""
-        return self._count
+    def lengths(self) -> tuple[int, ...]:
+        """Words in each of a round's sums: one, of as many coordinates as a round averages."""
+        return (self._count,)
 
     @property
     def left_out(self) -> Vector:
@@ -38,7 +38,7 @@ class HiddenModel:
             return slice(None)
         return random_coordinates(seed_number(self._kit.seed, "summed", round_), self._count, self._kit.initial.size)
 
-    def words(self, wanted: Vector, fixed: FixedPoint, round_: int) -> tuple[Words, int]:
+    def words(self, x: Vector, wanted: Vector, fixed: FixedPoint, round_: int) -> tuple[Words, int]:
         """What stands for a model (d,) in the round's sum, and how many coordinates had to be clipped."""
         place = self.coordinates(round_)
         said = wanted[place] - self._kit.initial[place] + self._memory[place]
@@ -46,6 +46,14 @@ class HiddenModel:
         rng = generator(self._kit.private, "rounding", round_) if coarse else None
         self._integers = fixed.quantise(said, rng)
         return fixed.words(self._integers), int((np.abs(said) > fixed.limit).sum())
+
+    def answer(self, fixed: FixedPoint, summed: GroupSum) -> tuple[Words, int]:
+        """There is one sum a round."""
+        raise LocalError("nothing follows the sum of a round")
+
+    def alone(self, x: Vector, wanted: Vector) -> Vector:
+        """The next model where there is no sum: a lone step."""
+        return wanted
 
     def mixed(self, x: Vector, wanted: Vector, fixed: FixedPoint, round_: int, summed: GroupSum) -> Vector:
         """The next model (d,), where `wanted` is what training made of `x`: the survivors' average where there is one.

@@ -51,9 +51,11 @@ class SumSchedule:
         """A peer's group in a round, by place in the roster and in its order."""
         return tuple(sorted(chain.from_iterable(self.cohorts(round_, me))))
 
-    def plan(self, round_: int, me: int, length: int, bits: int, copies: int | None = None) -> SumPlan | None:
-        """A peer's sum of `length` words in a round; None where there is nobody to add to. `copies`: None for so many
-        that no loss which the threshold allows costs anything."""
+    def plan(
+        self, round_: int, me: int, length: int, bits: int, copies: int | None = None, number: int = 0
+    ) -> SumPlan | None:
+        """A peer's sum of `length` words, the `number`-th of a round; None where there is nobody to add to. `copies`:
+        None for so many that no loss which the threshold allows costs anything."""
         places = self.members(round_, me)
         if len(places) < 2:
             return None
@@ -63,7 +65,7 @@ class SumSchedule:
         return SumPlan(
             tuple(self.order[place] for place in places),
             round_,
-            0,
+            number,
             threshold,
             length,
             bits,

@@ -18,10 +18,11 @@ signatures on statements; and shares can go out with the keys. Notation: `secure
 
 Two sets cannot both gather t >= floor(2n/3) + 1 statements unless n/3 or more members lie, and fewer than that hold too
 few shares for both secrets of anybody: then each lone vector stays hidden, and what shows is one sum over at least t
-members. A member that is counted gone and shows up late has its s_j told, and its late parts hide under b_j, which
-nobody tells. A part is masked once: what is said again, or held by a deputy, is the same bytes. Whoever says two things
-under two labels, keys that differ or sets that do not match, is left out, or the sum is given up; a lie can spoil a sum
-or hold it up, not open it. With fewer than t at any step the sum is given up, and nothing more is told.
+members (with cohorts: one cohort). A member that is counted gone and shows up late has its s_j told, and its late parts
+hide under b_j, which nobody tells. A part is masked once: what is said again, or held by a deputy, is the same bytes.
+Whoever says two things under two labels, keys that differ or sets that do not match, is left out, or the sum is given
+up; a lie can spoil a sum or hold it up, not open it. With fewer than t at any step the sum is given up, and
+nothing more is told.
 
 Cohorts (So et al., arXiv 2106.03328) come whole into S or not at all. Whoever is left out for its cohort's sake is
 treated as if it were gone, though it is there: its s_j is told, its b_j never, not by itself either. It goes on with
