@@ -27,10 +27,11 @@ demo: install ## the main job: a mesh with a malicious peer, and its report in r
 	$(BIN)/veilmesh study run studies/demo.toml --out runs/demo
 
 test: check system ## lint, types, layers and every test but the slow ones
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -n auto --maxprocesses 4 -m "not slow"
 
-test-all: check system ## lint, types, layers and every test
-	$(BIN)/pytest
+# The slow ones are timed meshes and long fuzzing: they have the machine to themselves.
+test-all: test ## the same, and then every slow test
+	$(BIN)/pytest -m slow
 
 check: lint types layers
 
