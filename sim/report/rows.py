@@ -39,11 +39,20 @@ def position(summary: Summary, attacked: Attacked | None) -> str:
     """Where an attacker sat, in words: "peer:3, neighbour of 4", "the server", "the wire, tapping every link"."""
     adversary = summary.adversary or Adversary()
     vantage = (attacked.vantage if attacked else "") or adversary.vantage
+    if "+" in vantage:
+        return _coalition(vantage.split("+"))
+    if attacked and vantage == "wire":
+        return "wire, tapping every link"
     held = [peer for peer in summary.peers if peer.name == vantage]
     held = held or [peer for peer in summary.peers if peer.index in malicious(summary)]
     names = [] if vantage == "server" and _serves(held) else [vantage]
     taps = "tapping every link" if adversary.taps_wire else ""
     return ", ".join(part for part in (*names, _place(summary, held), taps) if part)
+
+
+def _coalition(places: Sequence[str]) -> str:
+    named = places if len(places) <= 3 else (places[0], "...", places[-1])
+    return f"{len(places)} who collude: {', '.join(named)}"
 
 
 def _place(summary: Summary, held: Sequence[Peer]) -> str:

@@ -21,7 +21,7 @@ from veilmesh.sim.report.curves import MOST_POINTS, Point, Series, loss
 from veilmesh.sim.report.gallery import chosen
 from veilmesh.sim.report.load import cleaned, inside, read_report
 from veilmesh.sim.report.mesh import mesh_drawing
-from veilmesh.sim.report.model import Adversary, Guessed, Metric, Peer, Run, Summary
+from veilmesh.sim.report.model import Adversary, Attacked, Guessed, Metric, Peer, Run, Summary
 from veilmesh.sim.report.numbers import amount, described, duration
 from veilmesh.sim.report.pictures import embedded
 from veilmesh.sim.report.rows import position
@@ -348,6 +348,10 @@ def test_positions_in_words() -> None:
     assert position(Summary(peers=peers, edges=edges, adversary=Adversary("server", (2,))), None) == "the server"
     assert position(Summary(adversary=Adversary("wire", (), True)), None) == "wire, tapping every link"
     assert position(Summary(), None) == ""
+    several = Attacked("analytic", vantage="peer:0+peer:1+peer:2+peer:3")
+    assert position(Summary(peers=peers, edges=edges), several) == "4 who collude: peer:0, ..., peer:3"
+    tapped = Summary(peers=peers, edges=edges, adversary=Adversary("peer:1", (1,)))
+    assert position(tapped, Attacked("analytic", vantage="wire")) == "wire, tapping every link"
 
 
 def test_refusals_endings_and_settings(tmp_path: Path) -> None:

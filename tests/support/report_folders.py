@@ -17,7 +17,7 @@ CLAIMS = [
         "got": "18.2 dB",
         "holds": True,
     },
-    {"says": "The server is within 1 dB of it", "source": "issue 2", "wanted": "<= 1 dB", "got": 1.4, "holds": False},
+    {"says": "The server is within 1 dB of it", "source": "section 2", "wanted": "<= 1 dB", "got": 1.4, "holds": False},
     {"says": "One peer killed: the others finish", "source": "", "wanted": "4 of 4", "got": None, "holds": None},
 ]
 
@@ -30,7 +30,7 @@ def study_folder(out: Path, *, guesses: int = 5, pictures: NDArray[np.uint8] | N
             summary = run_folder(out / "cells" / f"{arm}-{task}", arm, task, guesses=guesses, pictures=pictures)
             cells.append({"key": f"{arm}-{task}", "axes": {"arm": arm, "task": task}, "summary": summary})
     write(out / "summary.json", {
-        "study": {"title": "A malicious peer, a server, and a defence", "source": "issue 2", "quick": True},
+        "study": {"title": "A malicious peer, a server, and a defence", "source": "section 2", "quick": True},
         "cells": cells,
         "claims": CLAIMS,
         "versions": {"veilmesh": "0.1.0", "torch": "2.13.0", "python": "3.11.9"},
