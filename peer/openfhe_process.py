@@ -49,11 +49,12 @@ class SideProcess:
 
     Use it as a context: the process, and the key share in it, end with it.
 
-    `patience`: seconds a request may take; what takes longer is ended.
+    `scheme`: its name and size, as `crypto.threshold` says them; `patience`: seconds a request may take; what takes
+    longer is ended.
     """
 
-    def __init__(self, python: str, plain_modulus: int, parties: int, patience: float = 120.0) -> None:
-        command = [python, "-I", str(_PROGRAM), str(plain_modulus), str(parties)]
+    def __init__(self, python: str, scheme: tuple[str, int], parties: int, patience: float = 120.0) -> None:
+        command = [python, "-I", str(_PROGRAM), scheme[0], str(scheme[1]), str(parties)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         self._patience = patience
         self._process = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""Threshold BFV in a process of its own: OpenFHE's wheels fit other interpreters than this project's.
+"""Threshold BFV and CKKS in a process of its own: OpenFHE's wheels fit other interpreters than this project's.
 
 Run by its path under any Python from 3.10 on that can `import openfhe`; it imports nothing else that is not in the
 standard library. Lists of byte strings come in and go out by the pipe: a count, then each with its length, u32
@@ -20,24 +20,36 @@ MEMORY = 4 << 30  # bytes of address space: what a lying length could ask for
 
 
 class Side:
-    """One party: its context, its key share, the group's public key."""
+    """One party: its context, its key share, the group's public key. `scheme`: "bfv" or "ckks"; `size`: the plain
+    modulus of the one, the bits of the scale of the other."""
 
-    def __init__(self, openfhe: Any, plain_modulus: int, parties: int) -> None:
-        self.openfhe = openfhe
-        parameters = openfhe.CCParamsBFVRNS()
-        parameters.SetPlaintextModulus(plain_modulus)
+    def __init__(self, openfhe: Any, scheme: str, size: int, parties: int) -> None:
+        self.openfhe, self.modulus, self.approximate = openfhe, size, scheme == "ckks"
+        parameters = openfhe.CCParamsCKKSRNS() if self.approximate else openfhe.CCParamsBFVRNS()
         parameters.SetMultiplicativeDepth(0)
-        parameters.SetThresholdNumOfParties(parties)
         parameters.SetSecurityLevel(openfhe.SecurityLevel.HEStd_128_classic)
-        parameters.SetMultipartyMode(openfhe.MultipartyMode.NOISE_FLOODING_MULTIPARTY)
+        if self.approximate:
+            # With the library's own choice of technique no noise is seen in what comes out: none floods it.
+            parameters.SetScalingTechnique(openfhe.ScalingTechnique.FIXEDMANUAL)
+            parameters.SetScalingModSize(size)
+            parameters.SetFirstModSize(60)
+        else:
+            parameters.SetPlaintextModulus(size)
+            parameters.SetThresholdNumOfParties(parties)
+            parameters.SetMultipartyMode(openfhe.MultipartyMode.NOISE_FLOODING_MULTIPARTY)
         self.context = openfhe.GenCryptoContext(parameters)
-        self.modulus = plain_modulus
         for feature in ("PKE", "KEYSWITCH", "LEVELEDSHE", "ADVANCEDSHE", "MULTIPARTY"):
             self.context.Enable(getattr(openfhe.PKESchemeFeature, feature))
 
+    @property
+    def slots(self) -> int:
+        """Numbers in a ciphertext."""
+        degree: int = self.context.GetRingDimension()
+        return degree // 2 if self.approximate else degree
+
     def common(self) -> list[bytes]:
         """A public key that is used for its random half alone; nobody keeps its secret."""
-        return [self._bytes(self.context.KeyGen().publicKey), struct.pack("!I", self.context.GetRingDimension())]
+        return [self._bytes(self.context.KeyGen().publicKey), struct.pack("!I", self.slots)]
 
     def share(self, common: bytes) -> list[bytes]:
         self.pair = self.context.MultipartyKeyGen(self._key(common), False, True)
@@ -65,11 +77,15 @@ class Side:
 
     def fuse(self, *partials: bytes) -> list[bytes]:
         plain = self.context.MultipartyDecryptFusion([self._ciphertext(raw) for raw in partials])
-        plain.SetLength(self.context.GetRingDimension())
+        plain.SetLength(self.slots)
+        if self.approximate:
+            return [array("d", plain.GetRealPackedValue()).tobytes()]
         values = plain.GetPackedValue()
         return [array("q", [value % self.modulus for value in values]).tobytes()]
 
     def _plain(self, raw: bytes) -> Any:
+        if self.approximate:
+            return self.context.MakeCKKSPackedPlaintext(array("d", raw).tolist())
         return self.context.MakePackedPlaintext(array("q", raw).tolist())
 
     def _bytes(self, thing: Any) -> bytes:
@@ -98,14 +114,14 @@ def _send(sink: BinaryIO, parts: list[bytes]) -> None:
 
 
 def main() -> None:
-    """Serve one party; arguments: the plain modulus, and how many parties there are."""
+    """Serve one party; arguments: the scheme, its size (see `Side`), and how many parties there are."""
     import openfhe  # here, so that reading this file takes no more than the standard library
 
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold the key share
     sink = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever the library prints is no answer
-    side, source = Side(openfhe, int(sys.argv[1]), int(sys.argv[2])), sys.stdin.buffer
+    side, source = Side(openfhe, sys.argv[1], int(sys.argv[2]), int(sys.argv[3])), sys.stdin.buffer
     asked: dict[bytes, Callable[..., list[bytes]]] = {
         b"common": side.common, b"share": side.share, b"join": side.join, b"encrypt": side.encrypt, b"add": side.add,
         b"partial": side.partial, b"fuse": side.fuse,

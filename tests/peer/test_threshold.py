@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from veilmesh.core import BadInput, LocalError, Refusal, RemoteError, generator
-from veilmesh.crypto.threshold import PLAIN_MODULUS, Party, ThresholdSum, check_commitment, commitment
+from veilmesh.crypto.threshold import Party, ThresholdReals, ThresholdSum, check_commitment, commitment
 from veilmesh.peer.openfhe_process import SideProcess, interpreter
 
 SCHEME = ThresholdSum(value_bits=8, peers=3, limit=0.1)
@@ -23,7 +23,7 @@ def sides() -> Iterator[list[SideProcess]]:
     except BadInput as reason:
         pytest.skip(str(reason))
     with contextlib.ExitStack() as held:
-        yield [held.enter_context(SideProcess(python, PLAIN_MODULUS, 3)) for _ in range(3)]
+        yield [held.enter_context(SideProcess(python, SCHEME.named, 3)) for _ in range(3)]
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +50,32 @@ def test_all_peers_together_read_the_exact_sum(group: list[Party]) -> None:
         group[0].fuse([*partials[:2], partials[1]], dimension, 3)
 
 
+def test_with_ckks_all_peers_together_read_the_sum_to_a_hundred_thousandth() -> None:
+    try:
+        python = interpreter()
+    except BadInput as reason:
+        pytest.skip(str(reason))
+    scheme, dimension = ThresholdReals(peers=3, limit=1.0), 20011
+    with contextlib.ExitStack() as held:
+        parties = [Party(scheme, held.enter_context(SideProcess(python, scheme.named, 3)).ask) for _ in range(3)]
+        common = parties[0].common()
+        shares = [party.share(common) for party in parties]
+        for party in parties:
+            party.join(shares)
+        xs = [(0.2 * generator(i, "test").normal(size=dimension)).astype(np.float32).clip(-1, 1) for i in range(3)]
+        total = parties[1].add([party.encrypt(x) for party, x in zip(parties, xs, strict=True)])
+        partials = [party.partial(total, lead=i == 0) for i, party in enumerate(parties)]
+        error = parties[2].fuse(partials, dimension, 3) - np.sum(xs, axis=0, dtype=np.float64)
+        assert 1e-10 < np.abs(error).max() < 1e-5  # and it is flooded: what decrypts to the last bit gives its key away
+        with pytest.raises(RemoteError):
+            parties[0].fuse(partials[:2], dimension, 3)
+
+
+def test_reals_that_leave_no_room_are_refused() -> None:
+    with pytest.raises(BadInput, match="limit"):
+        ThresholdReals(peers=64, limit=2.0)
+
+
 def test_bytes_that_openfhe_cannot_digest_are_the_senders_fault(group: list[Party], sides: list[SideProcess]) -> None:
     x = np.zeros(5, np.float32)
     (good,) = group[0].encrypt(x)
@@ -70,7 +96,7 @@ def test_a_side_process_that_has_gone_is_said_to_have() -> None:
         python = interpreter()
     except BadInput as reason:
         pytest.skip(str(reason))
-    with SideProcess(python, PLAIN_MODULUS, 2) as side:
+    with SideProcess(python, SCHEME.named, 2) as side:
         os.kill(side.pid, 9)
         with pytest.raises(LocalError, match="has ended"):
             side.ask("common", [])
