@@ -100,11 +100,17 @@ def _found(view: View, across: bool) -> Iterator[Observed]:
 
 def _behind_proxies(view: View) -> Iterator[Observed]:
     """What keys of controlled peers open: sums, and single models where a proxy is controlled too."""
-    samples = view.public.batch * view.public.local_steps
     for one in behind_proxies(view):
-        among = one.members if len(one.members) > 1 else ()
-        count = samples * len(one.members)
-        yield Observed(one.members[0], one.round, one.start, one.update, None, count, True, 1.0, among)
+        yield _mean_of(one.members, view.public, one.round, one.start, one.update, exact=True)
+
+
+def _mean_of(
+    members: tuple[PeerId, ...], public: Public, round_: int, start: Vector, mean: Vector, *, exact: bool
+) -> Observed:
+    """The mean (d,) of what `members` said, whom nobody can tell apart, as if they were one peer."""
+    count = public.batch * public.local_steps * len(members)
+    among = members if len(members) > 1 else ()
+    return Observed(members[0], round_, start, mean, None, count, exact, 1.0, among)
 
 
 def _in_shares(view: View) -> Iterator[Observed]:
@@ -131,9 +137,7 @@ def _in_sums(view: View, across: bool) -> Iterator[Observed]:
     if not across:
         for one in (s for s in seen if s.members):
             update = (one.total / len(one.members)).astype(np.float32)
-            among = one.members if len(one.members) > 1 else ()
-            count = samples * len(one.members)
-            yield Observed(one.members[0], one.round, one.start, update, None, count, one.alike, 1.0, among)
+            yield _mean_of(one.members, view.public, one.round, one.start, update, exact=one.alike)
         return
     for found in solve([one.members for one in seen], [one.total for one in seen]):
         first = next(one for one in seen if found.peer in one.members)

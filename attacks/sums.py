@@ -120,6 +120,8 @@ def remaining(view: View) -> Iterator[SeenSum]:
     Sums over members of whom the coalition does not know where they trained from are left out, and so is its own part
     where it cannot be made again: after several local steps, behind guards, with momentum.
     """
+    if not _repeatable(view):
+        return
     public = view.public
     models: dict[PeerId, Vector] = dict.fromkeys(public.peers, public.initial)
     gradient = _gradient(public)
@@ -129,7 +131,7 @@ def remaining(view: View) -> Iterator[SeenSum]:
         for one in (s for s in sums if s.round == round_):
             mean = one.total / len(one.survivors)
             after |= dict.fromkeys(one.survivors, (public.initial + mean).astype(np.float32))
-            if all(peer in models for peer in one.survivors) and _repeatable(view):
+            if all(peer in models for peer in one.survivors):
                 yield _without_own(view, gradient, one, models)
         models = after  # who was in no group that the coalition saw may be anywhere now
 

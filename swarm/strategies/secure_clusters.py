@@ -68,6 +68,7 @@ from veilmesh.swarm.strategies.cluster_means import (
 )
 from veilmesh.swarm.strategies.common_model import CommonModel, model_digest
 from veilmesh.swarm.strategies.evaluation import Evaluation
+from veilmesh.swarm.strategies.secure_patience import TIMERS, expired, no_longer, waiting
 from veilmesh.swarm.strategies.secure_plan import SumPlan, lowest_threshold
 from veilmesh.swarm.strategies.secure_session import SecureSession
 from veilmesh.swarm.topology import complete_rows
@@ -189,9 +190,7 @@ class SecureClustersMachine:
         self._phase = Phase.SUMMING
         effects: list[Effect] = [Note("trained", {"round": self._round, "loss": trained.loss})]
         effects += self._session(self._round).contribute(self._fixed(self._round).encode(update))
-        for name, share in (("again", 1 / 8), ("silent", 1 / 2), ("sum", 1)):
-            effects.append(SetTimer(name, now + share * self._kit.patience))
-        return [*effects, *self._proceed(now)]
+        return [*effects, *waiting(now, self._kit.patience), *self._proceed(now)]
 
     def _timer(self, name: str, now: float) -> list[Effect]:
         session = self._sessions.get(self._round)
@@ -200,15 +199,9 @@ class SecureClustersMachine:
             return self._train()
         if name in ("told", "repeat") and self._phase is Phase.TELLING:
             return self._close(now) if name == "told" else self._demand(now)
-        if self._phase is not Phase.SUMMING or session is None or name not in ("again", "silent", "sum"):
+        if self._phase is not Phase.SUMMING or session is None or name not in TIMERS:
             return []
-        later = SetTimer(name, now + self._kit.patience / 8)
-        if name == "again":
-            return [later, *session.again()]
-        if name == "sum":
-            return [*session.give_up(), *self._proceed(now)]
-        late = Note("late", {"round": self._round, "peers": [str(p) for p in session.missing]})
-        return [late, later, *session.expire(), *self._proceed(now)]
+        return [*expired(name, session, self._round, now, self._kit.patience), *self._proceed(now)]
 
     # --- between groups ----------------------------------------------------------------------------------------
 
@@ -233,7 +226,7 @@ class SecureClustersMachine:
         note = [] if whole else [Note("no-sum", {"round": self._round, "why": session.reason or "parts are missing"})]
         sends = [self._say(p, STATED, said(stated)) for p in self._kit.order if p in self._present]
         wholes = [self._say(p, WHOLE, said(whole)) for p in self._receivers() if whole]
-        timers: list[Effect] = [CancelTimer(name) for name in ("again", "silent", "sum")]
+        timers = no_longer()
         timers += [SetTimer(name, now + part * self._kit.patience) for name, part in (("repeat", 1 / 8), ("told", 1))]
         return [*note, *sends, *wholes, *timers]
 

@@ -49,7 +49,6 @@ from pydantic import Field
 from veilmesh.core import BadInput, Refusal, RemoteError
 from veilmesh.crypto.fixed import FixedPoint, Words
 from veilmesh.peer.machine import (
-    CancelTimer,
     Effect,
     Event,
     Machine,
@@ -57,7 +56,6 @@ from veilmesh.peer.machine import (
     PeerId,
     PeersChanged,
     Received,
-    SetTimer,
     Started,
     Stop,
     TimerFired,
@@ -74,6 +72,7 @@ from veilmesh.swarm.strategies.evaluation import Evaluation
 from veilmesh.swarm.strategies.group_inbox import AHEAD
 from veilmesh.swarm.strategies.secure_factors import HiddenFactors
 from veilmesh.swarm.strategies.secure_model import HiddenModel
+from veilmesh.swarm.strategies.secure_patience import expired, no_longer, waiting
 from veilmesh.swarm.strategies.secure_plan import lowest_threshold
 from veilmesh.swarm.strategies.secure_schedule import SumSchedule
 from veilmesh.swarm.strategies.secure_session import SecureSession
@@ -205,16 +204,11 @@ class SecureGroupsMachine:
         effects: list[Effect] = [Note("trained", {"round": self._round, "loss": trained.loss})]
         if self._current is not None:
             effects += self._contribute(*self._hidden.words(self._x, self._wanted, self._fixed(), self._round))
-        return [*effects, *self._timers(now), *self._close_if_over(now)]
+        return [*effects, *waiting(now, self._kit.patience), *self._close_if_over(now)]
 
     def _contribute(self, words: Words, clipped: int) -> list[Effect]:
         notes = [Note("clipped", {"round": self._round, "coordinates": clipped})] if clipped else []
         return [*notes, *(self._current.contribute(words) if self._current else ())]
-
-    def _timers(self, now: float) -> list[Effect]:
-        """One sum's patience."""
-        shares = (("again", 1 / 8), ("silent", 1 / 2), ("round", 1))
-        return [SetTimer(name, now + share * self._kit.patience) for name, share in shares]
 
     @property
     def _current(self) -> SecureSession | None:
@@ -224,13 +218,7 @@ class SecureGroupsMachine:
         session = self._current
         if self._phase is not Phase.SUMMING or session is None:
             return []
-        later = SetTimer(name, now + self._kit.patience / 8)
-        if name == "again":
-            return [later, *session.again()]
-        if name == "round":
-            return [*session.give_up(), *self._close_if_over(now)]
-        late = Note("late", {"round": self._round, "peers": [str(p) for p in session.missing]})
-        return [late, later, *session.expire(), *self._close_if_over(now)]
+        return [*expired(name, session, self._round, now, self._kit.patience), *self._close_if_over(now)]
 
     def _close_if_over(self, now: float) -> list[Effect]:
         session = self._current
@@ -245,14 +233,14 @@ class SecureGroupsMachine:
         self._sessions = {key: session for key, session in self._sessions.items() if key[0] >= self._round - 1}
         notes.append(Note("round", {"round": self._round - 1, "group": group}))
         due = self._evaluation.due(self._round, lambda: self._x)
-        return [*(CancelTimer(name) for name in ("again", "silent", "round")), *notes, *due, *self._go_on()]
+        return [*no_longer(), *notes, *due, *self._go_on()]
 
     def _next_sum(self, session: SecureSession, now: float) -> list[Effect]:
         """Go on to the round's next sum: with nothing to say in it, where this one is not whole."""
         self._number += 1
         if session.result is not None and not session.result.missing:
             said = self._contribute(*self._hidden.answer(self._fixed(), session.result))
-            return [*self._timers(now), *said, *self._close_if_over(now)]
+            return [*waiting(now, self._kit.patience), *said, *self._close_if_over(now)]
         gone = self._current.give_up() if self._current else []
         return [*gone, *self._close_if_over(now)]
 
