@@ -99,10 +99,12 @@ def _one_each(guesses: Sequence[Guess], cast: Cast, ids: Sequence[PeerId], place
     for guess in sorted(guesses, key=lambda g: g.loss):
         if not place.controls.intersection((guess.victim, *guess.among)):
             kept.setdefault((ids.index(guess.victim), guess.round), guess)
+    chosen = [guess for _, guess in sorted(kept.items(), key=lambda item: item[0])]
+    counts = [len(_behind(cast, ids, guess)[1]) for guess in chosen]
     return [
-        replace(guess, pictures=guess.pictures[: len(_behind(cast, ids, guess)[1])])
-        for _, guess in sorted(kept.items(), key=lambda item: item[0])
-        if len(_behind(cast, ids, guess)[1])  # a Poisson sample may be empty
+        replace(guess, pictures=guess.pictures[:count])
+        for guess, count in zip(chosen, counts, strict=True)
+        if count  # a Poisson sample may be empty
     ]
 
 

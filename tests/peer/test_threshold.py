@@ -17,11 +17,15 @@ SCHEME = ThresholdSum(value_bits=8, peers=3, limit=0.1)
 
 
 @pytest.fixture(scope="module")
-def sides() -> Iterator[list[SideProcess]]:
+def python() -> str:
     try:
-        python = interpreter()
+        return interpreter()
     except BadInput as reason:
-        pytest.skip(str(reason))
+        pytest.skip(str(reason))  # no interpreter here has OpenFHE
+
+
+@pytest.fixture(scope="module")
+def sides(python: str) -> Iterator[list[SideProcess]]:
     with contextlib.ExitStack() as held:
         yield [held.enter_context(SideProcess(python, SCHEME.named, 3)) for _ in range(3)]
 
@@ -50,11 +54,7 @@ def test_all_peers_together_read_the_exact_sum(group: list[Party]) -> None:
         group[0].fuse([*partials[:2], partials[1]], dimension, 3)
 
 
-def test_with_ckks_all_peers_together_read_the_sum_to_a_hundred_thousandth() -> None:
-    try:
-        python = interpreter()
-    except BadInput as reason:
-        pytest.skip(str(reason))
+def test_with_ckks_all_peers_together_read_the_sum_to_a_hundred_thousandth(python: str) -> None:
     scheme, dimension = ThresholdReals(peers=3, limit=1.0), 20011
     with contextlib.ExitStack() as held:
         parties = [Party(scheme, held.enter_context(SideProcess(python, scheme.named, 3)).ask) for _ in range(3)]
@@ -91,11 +91,7 @@ def test_bytes_that_openfhe_cannot_digest_are_the_senders_fault(group: list[Part
         group[0].add([[good], []])
 
 
-def test_a_side_process_that_has_gone_is_said_to_have() -> None:
-    try:
-        python = interpreter()
-    except BadInput as reason:
-        pytest.skip(str(reason))
+def test_a_side_process_that_has_gone_is_said_to_have(python: str) -> None:
     with SideProcess(python, SCHEME.named, 2) as side:
         os.kill(side.pid, 9)
         with pytest.raises(LocalError, match="has ended"):
