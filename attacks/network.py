@@ -3,7 +3,7 @@
 Torch lives here and in `inversion/`; importing `veilmesh.attacks` alone does not load it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,16 +48,19 @@ class Network:
     infers.
     """
 
-    def __init__(self, public: Public) -> None:
+    def __init__(self, public: Public, device: torch.device | None = None, per_pixel: bool = False) -> None:
+        """`device`: where it computes; None is the CPU. `per_pixel`: whether networks that name pixels are welcome."""
         options = dict(public.model)
         name = str(options.pop("name"))
-        if MODELS.get(name).per_pixel:
+        self.per_pixel = MODELS.get(name).per_pixel
+        if self.per_pixel and not per_pixel:
             raise BadInput(
                 f"The inversion attacks need one label for a picture, and model {name!r} has one for every pixel."
             )
         self.shape = public.shape
         self.classes = public.classes
-        self.module = build_model(name, options, public.shape, public.classes, seed=0)
+        self.device = device or torch.device("cpu")
+        self.module = build_model(name, options, public.shape, public.classes, seed=0).to(self.device)
         self.parameters = list(self.module.parameters())
         self._places = {name: slice(at, at + int(np.prod(size))) for name, size, at in layout(self.module)}
         self._sizes = [p.numel() for p in self.parameters]
@@ -77,26 +80,29 @@ class Network:
 
     def gradient(self, pictures: Pictures, labels: NDArray[np.int64]) -> Vector:
         """The gradient (d,) of the mean cross-entropy on `pictures` (B, C, H, W) and `labels` (B,)."""
-        loss = functional.cross_entropy(self.module(torch.from_numpy(pictures)), torch.from_numpy(labels))
-        return np.concatenate([g.numpy().reshape(-1) for g in torch.autograd.grad(loss, self.parameters)])
+        x, y = torch.from_numpy(pictures).to(self.device), torch.from_numpy(labels).to(self.device)
+        loss = functional.cross_entropy(self.module(x), y)
+        return np.concatenate([g.cpu().numpy().reshape(-1) for g in torch.autograd.grad(loss, self.parameters)])
 
     def confidence(self) -> NDArray[np.float64]:
         """The mean class probabilities (K,) on public pictures, or on noise where there are none."""
         with torch.no_grad():
-            logits = self.module(torch.from_numpy(self._probes()))
-            return logits.double().softmax(1).mean(0).numpy()  # type: ignore[no-any-return]  # nn.Module's call is Any
+            logits = self.module(torch.from_numpy(self._probes()).to(self.device))
+            return logits.cpu().double().softmax(1).mean(0).numpy()  # type: ignore[no-any-return]  # nn.Module's call is Any
 
     def picture_scale(self, layer: LinearLayer) -> tuple[Vector, Vector] | None:
         """(offset, factor), each (C*H*W,), where the layer's input is offset + factor * picture; None if it is not.
 
         Found by asking: the layer's input is read at black, white and noise, so no normalisation needs to be known.
         """
-        black, white = (self._input_of(layer, torch.full((1, *self.shape), level)) for level in (0.0, 1.0))
+        levels = (torch.full((1, *self.shape), level, device=self.device) for level in (0.0, 1.0))
+        black, white = (self._input_of(layer, level).cpu() for level in levels)
         noise = torch.from_numpy(generator(0, "probe").random((1, *self.shape), dtype=np.float32))
         factor = white - black
         if black.numel() != noise.numel() or not bool((factor != 0).all()):
             return None
-        straight = torch.allclose(self._input_of(layer, noise), black + factor * noise.reshape(-1), atol=1e-4)
+        seen = self._input_of(layer, noise.to(self.device)).cpu()
+        straight = torch.allclose(seen, black + factor * noise.reshape(-1), atol=1e-4)
         return (black.numpy(), factor.numpy()) if straight else None
 
     def _input_of(self, layer: LinearLayer, pictures: Tensor) -> Tensor:
@@ -113,6 +119,40 @@ class Network:
         if self._public is not None and len(self._public):
             return np.ascontiguousarray(self._public[:64])
         return generator(0, "confidence").random((32, *self.shape), dtype=np.float32)
+
+    def answers(self, count: int) -> tuple[int, ...]:
+        """The shape of what the network says of `count` pictures: (B, K), or (B, K, H, W) where it names pixels."""
+        with torch.no_grad():
+            return (count, *self.module(torch.zeros(1, *self.shape, device=self.device)).shape[1:])
+
+    def features(self, x: Tensor) -> Tensor:
+        """What enters the last fully connected layer, (B, F), for pictures `x` (B, C, H, W); differentiable."""
+        return self._inputs_of([self.linear_layers()[-1].module], x)[0].flatten(1)
+
+    def exchanged_statistics(self, said: Tensor | None) -> Tensor | None:
+        """`said` (d,), without the running statistics of batch normalisations: they are exchanged like parameters, but
+        are no gradient of the loss. None where everything counts."""
+        places = [p for name, p in self._places.items() if name.rpartition(".")[2] in ("running_mean", "running_var")]
+        if not places:
+            return said
+        mask = torch.ones(sum(self._sizes), device=self.device) if said is None else said.clone()
+        for place in places:
+            mask[place] = 0
+        return mask
+
+    def _inputs_of(self, modules: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
+        """What enters each of `modules` when the network is asked about `x`; differentiable."""
+        seen: dict[int, Tensor] = {}
+        handles = [
+            module.register_forward_pre_hook(lambda _, inputs, at=at: seen.__setitem__(at, inputs[0]))
+            for at, module in enumerate(modules)
+        ]
+        try:
+            self.module(x)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return [seen[at] for at in range(len(modules))]
 
     def split(self, flat: Tensor) -> Iterator[Tensor]:
         """A flat vector (d,) as tensors of the parameters' shapes, in order."""

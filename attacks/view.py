@@ -65,14 +65,24 @@ class Own(Protocol):
         ...
 
 
+class Told(Protocol):
+    """What an easier setting tells the adversary, and no protocol would: the labels of a victim's batch."""
+
+    def __call__(self, peer: PeerId, round_: int) -> NDArray[np.int64]:
+        """Labels (B,), or (B, H, W) where every pixel has one."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class View:
-    """All that the adversary has. `own`: what its own peers trained on; None where nobody kept it."""
+    """All that the adversary has. `own`: what its own peers trained on; None where nobody kept it. `told`: labels, where
+    an attack asked for that easier setting, which every table then names; None otherwise."""
 
     public: Public
     vantage: Vantage
     records: tuple[Record, ...]
     own: Own | None = None
+    told: Told | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,89 @@
+"""Deep leakage: match gradients by squared distance, with a quasi-Newton method, and start again where that got stuck.
+
+DLG (Zhu, Liu, Han, arXiv 1906.08935) searches pictures and soft labels together; iDLG (Zhao et al., arXiv 2001.02610)
+reads the label off first. Both need a smooth network, and either arrive or do not: which of the two happened shows in
+the loss, so starting again until it is small enough is the attacker's to do.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+import numpy as np
+from pydantic import Field
+
+from veilmesh.attacks.matching.descent import Lbfgs
+from veilmesh.attacks.matching.device import Device
+from veilmesh.attacks.matching.distance import Squared
+from veilmesh.attacks.matching.recipe import Case, Labels, Recipe, invert
+from veilmesh.attacks.view import ATTACKS, Guess, View
+
+__all__ = ["DeepLeakage", "ImprovedDeepLeakage"]
+
+_ENOUGH = 1e-6  # of the observed gradient's squared norm: below it the pictures are found
+
+
+def _recipe(labels: Labels, iterations: int, restarts: int, targets: int, device: Device) -> Recipe:
+    def distance(case: Case) -> Squared:
+        return Squared(case.gradient, case.mask())
+
+    return Recipe(
+        distance=distance,
+        priors=lambda case: [],
+        descent=Lbfgs(iterations, enough=_ENOUGH),
+        labels=labels,
+        restarts=restarts,
+        targets=targets,
+        device=device,
+    )
+
+
+@ATTACKS.register("dlg")
+@dataclass(frozen=True, slots=True)
+class DeepLeakage:
+    """Deep Leakage from Gradients: pictures and soft labels searched together by L-BFGS.
+
+    Args:
+        iterations: outer steps of at most 20 evaluations each; the paper takes 300.
+        restarts: starting pictures to try, one after the other, until the loss says that one has arrived.
+        targets: at most so many rounds of each victim, the earliest exactly known ones first.
+        device: what to compute on; auto is the fastest there is.
+    """
+
+    reconstructs: ClassVar[str] = "pictures"
+    per_pixel: ClassVar[bool] = True
+
+    iterations: Annotated[int, Field(ge=1)] = 300
+    restarts: Annotated[int, Field(ge=1)] = 5
+    targets: Annotated[int, Field(ge=1)] = 1
+    device: Device = "auto"
+
+    def run(self, view: View, rng: np.random.Generator) -> Iterator[Guess]:
+        """As `Attack.run`; one number is drawn from `rng`."""
+        return invert(view, _recipe("searched", self.iterations, self.restarts, self.targets, self.device), rng)
+
+
+@ATTACKS.register("idlg")
+@dataclass(frozen=True, slots=True)
+class ImprovedDeepLeakage:
+    """Improved Deep Leakage: labels are read off the last layer, and pictures searched by L-BFGS.
+
+    Args:
+        iterations: outer steps of at most 20 evaluations each; the paper takes 300.
+        restarts: starting pictures to try, one after the other, until the loss says that one has arrived.
+        labels: "inferred", or "told", an easier setting.
+        targets: at most so many rounds of each victim, the earliest exactly known ones first.
+        device: what to compute on; auto is the fastest there is.
+    """
+
+    reconstructs: ClassVar[str] = "pictures"
+
+    iterations: Annotated[int, Field(ge=1)] = 300
+    restarts: Annotated[int, Field(ge=1)] = 5
+    labels: Labels = "inferred"
+    targets: Annotated[int, Field(ge=1)] = 1
+    device: Device = "auto"
+
+    def run(self, view: View, rng: np.random.Generator) -> Iterator[Guess]:
+        """As `Attack.run`; one number is drawn from `rng`."""
+        return invert(view, _recipe(self.labels, self.iterations, self.restarts, self.targets, self.device), rng)
