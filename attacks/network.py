@@ -17,6 +17,7 @@ from veilmesh.core import BadInput, generator
 from veilmesh.crypto.codecs.base import Vector
 from veilmesh.tasks.models import MODELS
 from veilmesh.tasks.models.build import build_model, layout, vector_to_parameters
+from veilmesh.tasks.models.layers import BatchNorm
 
 __all__ = ["LinearLayer", "Network"]
 
@@ -128,6 +129,13 @@ class Network:
     def features(self, x: Tensor) -> Tensor:
         """What enters the last fully connected layer, (B, F), for pictures `x` (B, C, H, W); differentiable."""
         return self._inputs_of([self.linear_layers()[-1].module], x)[0].flatten(1)
+
+    def statistics(self, x: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """The (mean, variance), each (C,), that every batch normalisation meets on the batch `x` (B, C, H, W), first to
+        last; differentiable."""
+        layers = [module for module in self.module.modules() if isinstance(module, BatchNorm)]
+        met = [torch.var_mean(seen, dim=(0, 2, 3), unbiased=False) for seen in self._inputs_of(layers, x)]
+        return [(mean, variance) for variance, mean in met]
 
     def exchanged_statistics(self, said: Tensor | None) -> Tensor | None:
         """`said` (d,), without the running statistics of batch normalisations: they are exchanged like parameters, but

@@ -20,7 +20,7 @@ from veilmesh.attacks.view import ATTACKS, Guess, View
 
 __all__ = ["DeepLeakage", "ImprovedDeepLeakage"]
 
-_ENOUGH = 1e-6  # of the observed gradient's squared norm: below it the pictures are found
+_ENOUGH = 1e-7  # of the observed gradient's squared norm: below it the pictures are found
 
 
 def _recipe(labels: Labels, iterations: int, restarts: int, targets: int, device: Device) -> Recipe:

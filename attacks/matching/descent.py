@@ -15,6 +15,8 @@ __all__ = ["Adam", "Evaluation", "Found", "Lbfgs", "Schedule", "Variable"]
 
 Schedule: TypeAlias = Literal["constant", "steps", "cosine"]
 """Of the step size: tenfold less at 3/8, 5/8 and 7/8 of the way (Geiping et al.), or half a cosine down to nothing."""
+_PATIENCE = 10  # outer steps of L-BFGS in which the loss has to fall by a fiftieth
+
 Sign: TypeAlias = Literal["sign", "soft", "plain"]
 """What Adam is fed: the derivative's sign; tanh(s d) / s with s = 1 - share of the way (soft sign); or itself."""
 
@@ -131,8 +133,12 @@ class Adam:
 
 @dataclass(frozen=True, slots=True)
 class Lbfgs:
-    """L-BFGS without line search, as the papers on deep leakage use torch's: `iterations` outer steps of at most
-    `inner` evaluations, one candidate after the other, until the loss is below `enough` or no longer finite."""
+    """L-BFGS, one candidate after the other: `iterations` outer steps of about `inner` evaluations, until the loss is
+    below `enough` or no longer falls.
+
+    With a line search (strong Wolfe), where the papers on deep leakage take every step at full length: that is why
+    theirs so often ends nowhere.
+    """
 
     iterations: int
     rate: float = 1.0
@@ -140,8 +146,8 @@ class Lbfgs:
     enough: float = 1e-6
 
     def run(self, objective: Objective, variables: Mapping[str, Variable], seed: int = 0) -> Found:
-        """Go down from where `variables` begin; `seed` is of no use here. Candidates after one that reached `enough` are
-        left where they began: it is found."""
+        """Go down from where `variables` begin; `seed` is of no use here. After a candidate that reached `enough` no
+        other is tried: it is found."""
         founds: list[Found] = []
         for number in range(len(next(iter(variables.values())).begin)):
             founds.append(self._one(objective, {n: v.begin[number : number + 1] for n, v in variables.items()}))
@@ -152,7 +158,15 @@ class Lbfgs:
 
     def _one(self, objective: Objective, begin: Mapping[str, Tensor]) -> Found:
         leaves = {name: value.clone().requires_grad_(True) for name, value in begin.items()}
-        optimizer = torch.optim.LBFGS(list(leaves.values()), lr=self.rate, max_iter=self.inner)
+        # The loss is relative here: torch's tolerances, which are not, would end the search before it arrives.
+        optimizer = torch.optim.LBFGS(
+            list(leaves.values()),
+            lr=self.rate,
+            max_iter=self.inner,
+            tolerance_grad=0,
+            tolerance_change=0,
+            line_search_fn="strong_wolfe",
+        )
         found: Found | None = None
 
         def closure() -> float:
@@ -166,12 +180,15 @@ class Lbfgs:
                 leaf.grad = torch.nan_to_num(here.slopes[name])
             return float(here.loss)
 
+        losses: list[float] = []
         for _ in range(self.iterations):
             optimizer.step(closure)  # type: ignore[no-untyped-call]  # torch has no types here
-            finite = all(bool(torch.isfinite(leaf).all()) for leaf in leaves.values())
-            if not finite or (found is not None and float(found.loss) < self.enough):
+            assert found is not None  # a step evaluates at least once
+            losses.append(float(found.loss))
+            stuck = len(losses) > _PATIENCE and losses[-1] > 0.98 * losses[-1 - _PATIENCE]
+            if stuck or losses[-1] < self.enough:
                 break
-        assert found is not None  # one step evaluates at least once
+        assert found is not None
         return found
 
 

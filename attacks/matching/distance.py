@@ -1,7 +1,7 @@
 """How far a predicted gradient is from the one that was seen, with its derivative in closed form.
 
-A distance is given gradients (P, d) of P candidates and returns values (P,) and derivatives (P, d): what follows through
-the network is then one product, and the distance itself is never recorded.
+A distance is given gradients (P, d) of P candidates and returns values (P,) and derivatives (P, d): what follows
+through the network is then one product, and the distance itself is never recorded.
 
 Which distance fits follows from what stands between the gradient and its observer: the negative logarithm of how likely
 the observed message is (Balunovic et al., ICLR 2022): Gaussian noise asks for squares, Laplacian noise for absolute
@@ -29,25 +29,28 @@ class Distance(Protocol):
 class Cosine:
     """1 - cos(gradient, target), one cosine over all layers together (Geiping et al., arXiv 2003.14053, eq. 4).
 
-    `target` (d,) or (P, d); coordinates where `mask` (d,) is 0 do not count.
+    `target` (d,), of any length; coordinates where `mask` (d,) is 0 do not count.
     """
 
     target: Tensor
     mask: Tensor | None = None
 
+    def __post_init__(self) -> None:
+        target = self.target if self.mask is None else self.target * self.mask
+        object.__setattr__(self, "target", target / target.norm().clamp_min(1e-30))  # once, not in every iteration
+
     def at(self, gradient: Tensor, share: float = 0.0) -> tuple[Tensor, Tensor]:
-        direction = _unit(self.target if self.mask is None else self.target * self.mask)
         gradient = gradient if self.mask is None else gradient * self.mask
-        length = gradient.norm(dim=-1, keepdim=True).clamp_min(1e-30)
-        cosine = (gradient * direction).sum(-1, keepdim=True) / length
-        pull = (gradient * (cosine / length) - direction) / length
-        return 1.0 - cosine.squeeze(-1), pull if self.mask is None else pull * self.mask
+        length = gradient.norm(dim=1, keepdim=True).clamp_min(1e-30)
+        cosine = (gradient @ self.target).unsqueeze(1) / length
+        pull = (gradient * (cosine / length)).sub_(self.target).div_(length)
+        return 1.0 - cosine.squeeze(1), pull  # what the mask hides is 0 in both
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Squared:
-    """`weight` (d,) times squared differences, summed, over the target's own: Euclidean matching, as in DLG (Zhu et al.,
-    arXiv 1906.08935). `absolute`: not divided by the target's."""
+    """`weight` (d,) times squared differences, summed, over the target's own: Euclidean matching, as in DLG (Zhu et
+    al., arXiv 1906.08935). `absolute`: not divided by the target's."""
 
     target: Tensor
     weight: Tensor | None = None
@@ -74,7 +77,3 @@ class Absolute:
         scale = (mask * self.target.abs()).sum(-1, keepdim=True).clamp_min(1e-30)
         error = mask * (gradient - self.target) / scale
         return error.abs().sum(-1), mask * error.sign() / scale
-
-
-def _unit(x: Tensor) -> Tensor:
-    return x / x.norm(dim=-1, keepdim=True).clamp_min(1e-30)

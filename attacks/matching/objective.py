@@ -39,17 +39,19 @@ class Matching:
         else:
             y = self.labels.unsqueeze(0).expand(len(pictures), *self.labels.shape)
         predicted = self.predictor.predict(pictures, y, leaves.get("alpha"))
-        distance, pull = self.distance.at(predicted.flat(), share)
-        penalty = sum((prior(pictures) for prior in self.priors), torch.zeros_like(distance))
-        outputs, pulls = list(predicted.pieces), predicted.split(pull)
-        if penalty.requires_grad:
-            outputs, pulls = [*outputs, penalty], [*pulls, torch.ones_like(penalty)]
-        live = [(output, pull) for output, pull in zip(outputs, pulls, strict=True) if output.requires_grad]
-        slopes = torch.autograd.grad(
-            [output for output, _ in live],
-            list(leaves.values()),
-            [pull for _, pull in live],
-            materialize_grads=True,
-        )
-        loss = torch.nan_to_num(distance + penalty.detach(), nan=torch.inf)
+        distance, pull = self.distance.at(predicted.gradient, share)
+        penalty, slopes = self._penalty(pictures, leaves)
+        moved = predicted.back(pull, list(leaves.values()))
+        slopes = [slope + more for slope, more in zip(slopes, moved, strict=True)]
+        loss = torch.nan_to_num(distance + penalty, nan=torch.inf)
         return Evaluation(loss, distance, dict(zip(leaves, slopes, strict=True)))
+
+    def _penalty(self, pictures: Tensor, leaves: Mapping[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """What the priors come to, (P,), and their derivatives; before the prediction's, whose way back ends the
+        pictures' history."""
+        total = sum((prior(pictures) for prior in self.priors), pictures.new_zeros(len(pictures)))
+        if not total.requires_grad:
+            return total, [torch.zeros_like(leaf) for leaf in leaves.values()]
+        ones = torch.ones_like(total)
+        slopes = torch.autograd.grad(total, list(leaves.values()), ones, materialize_grads=True, retain_graph=True)
+        return total.detach(), list(slopes)

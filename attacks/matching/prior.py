@@ -54,8 +54,8 @@ def _steps(x: Tensor, size: Callable[[Tensor], Tensor]) -> Tensor:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FeatureAnchor:
-    """`weight` times the mean squared distance, over the anchor's own, of the features h(x) that enter the last layer to
-    `anchors` (B, F): its gradient gives them away, dW_c / db_c (modern settings of breaching; Geiping et al., prop. 3.1).
+    """`weight` times the mean squared distance, over the anchor's own, of the features h(x) that enter the last layer
+    to `anchors` (B, F): its gradient gives them away, dW_c / db_c (Geiping et al., prop. 3.1; breaching's "modern").
 
     `features`: pictures (B, C, H, W) to (B, F). Rows of `anchors` that are not finite are not known, and do not count.
     """

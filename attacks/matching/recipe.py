@@ -7,7 +7,6 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from veilmesh.attacks.inversion.labels import infer_labels
@@ -15,7 +14,7 @@ from veilmesh.attacks.matching.descent import Adam, Found, Lbfgs, Variable
 from veilmesh.attacks.matching.device import Device, choose_device
 from veilmesh.attacks.matching.distance import Distance
 from veilmesh.attacks.matching.objective import Matching
-from veilmesh.attacks.matching.predict import Predictor, SingleGradient, Surrogate, Unrolled
+from veilmesh.attacks.matching.predict import Differenced, Predictor, SingleGradient, Surrogate, Unrolled
 from veilmesh.attacks.matching.prior import Prior
 from veilmesh.attacks.matching.space import Pixels, Space, Start, starting_pictures
 from veilmesh.attacks.network import Network
@@ -31,6 +30,7 @@ granted, and is named in every table: no real attacker has them)."""
 Local: TypeAlias = Literal["gradient", "unroll", "surrogate"]
 """How several local steps are taken: as one gradient at their start, step by step, or as one somewhere on the way."""
 
+_LARGE = 500_000  # parameters from which on passes cost more than what is around them
 _TRIAL = 0.1  # share of the iterations in which several starts compete
 
 
@@ -69,9 +69,9 @@ class Recipe:
         starts: how each of the candidates begins, one after the other, over again where there are more.
         restarts: candidates for each update. `trial`: they first compete for a tenth of the iterations, and the best by
             its own loss goes on alone; without it all go all the way.
-        together: whether candidates may be searched in one batch, which pays where networks are small.
         targets: at most so many rounds of each victim.
         across: solve the sums, or the mixing, of all rounds for single peers first.
+        half: let large networks compute in bfloat16.
     """
 
     distance: DistanceFor
@@ -84,10 +84,10 @@ class Recipe:
     starts: tuple[Start, ...] = ("noise",)
     restarts: int = 1
     trial: bool = False
-    together: bool = True
     targets: int = 1
     across: bool = False
     device: Device = "auto"
+    half: bool = False
 
 
 def invert(view: View, recipe: Recipe, rng: np.random.Generator) -> Iterator[Guess]:
@@ -167,22 +167,15 @@ def _search(case: Case, recipe: Recipe, seed: int) -> Found:
     noise = seed_number(seed, "langevin", name)
     if recipe.trial and recipe.restarts > 1 and isinstance(recipe.descent, Adam):
         short = replace(recipe.descent, iterations=max(1, int(_TRIAL * recipe.descent.iterations)), schedule="constant")
-        tried = _descend(short, objective, begin, recipe.together, noise)
+        tried = short.run(objective, _whole(begin), noise)
         best = tried.best()
         begin = [{n: replace(v, begin=tried.values[n][best : best + 1]) for n, v in begin[best].items()}]
-    return _descend(recipe.descent, objective, begin, recipe.together, noise)
+    return recipe.descent.run(objective, _whole(begin), noise)
 
 
-def _descend(
-    descent: Adam | Lbfgs, objective: Matching, begin: list[dict[str, Variable]], together: bool, noise: int
-) -> Found:
-    """All candidates: in one batch, or one after the other."""
-    if together or isinstance(descent, Lbfgs):
-        whole = {n: replace(v, begin=torch.cat([b[n].begin for b in begin])) for n, v in begin[0].items()}
-        return descent.run(objective, whole, noise)
-    founds = [descent.run(objective, one, noise + number) for number, one in enumerate(begin)]
-    values = {n: torch.cat([f.values[n] for f in founds]) for n in begin[0]}
-    return Found(values, torch.cat([f.loss for f in founds]), torch.cat([f.distance for f in founds]))
+def _whole(begin: list[dict[str, Variable]]) -> dict[str, Variable]:
+    """Several candidates as one batch of them."""
+    return {n: replace(v, begin=torch.cat([b[n].begin for b in begin])) for n, v in begin[0].items()}
 
 
 def _variables(case: Case, recipe: Recipe, seed: int, name: str, restart: int) -> dict[str, Variable]:
@@ -211,4 +204,6 @@ def _predictor(case: Case, recipe: Recipe) -> Predictor:
             return Unrolled(case.network, public.local_steps, public.batch, public.learning_rate)
         case "surrogate" if public.local_steps > 1:
             return Surrogate(case.network, torch.from_numpy(case.observed.update).to(case.network.device))
+    if case.gradient.numel() >= _LARGE:
+        return Differenced(case.network, recipe.half)
     return SingleGradient(case.network)

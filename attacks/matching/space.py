@@ -48,11 +48,11 @@ class Coarse:
 
     def raw(self, x: Tensor) -> Tensor:
         small = (max(1, self.size[0] // self.factor), max(1, self.size[1] // self.factor))
-        return functional.interpolate(x.flatten(0, 1), small, mode="area").unflatten(0, x.shape[:2])
+        return functional.interpolate(x.flatten(0, 1), small, mode="area").view(*x.shape[:3], *small)
 
     def pictures(self, raw: Tensor) -> Tensor:
         large = functional.interpolate(raw.flatten(0, 1), self.size, mode="bicubic", align_corners=False)
-        return large.unflatten(0, raw.shape[:2])
+        return large.view(*raw.shape[:3], *self.size)
 
 
 def starting_pictures(how: Start, shape: tuple[int, ...], seed: int, *name: str | int) -> Tensor:
