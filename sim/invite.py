@@ -22,7 +22,7 @@ from veilmesh.crypto.card import ADDRESS_BYTES, RUN_BYTES
 from veilmesh.crypto.identity import PeerId, public_key
 from veilmesh.sim.scenario import Scenario
 
-__all__ = ["CONTACTS", "INVITE", "SECRET_BYTES", "Invite", "inviting"]
+__all__ = ["CONTACTS", "INVITE", "SECRET_BYTES", "Invite", "code_named", "inviting"]
 
 SECRET_BYTES: Final = 32
 CONTACTS: Final = 8  # a string that fits a message
@@ -65,7 +65,8 @@ class Invite:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read an invite. Raises BadInput: it is cut off, altered or something else; nothing in it is acted upon."""
+        """Read an invite. Raises BadInput: it is cut off, altered or something else, or it names code that the
+        newcomer would import; nothing in it is acted upon."""
         text = "".join(text.split())  # mail programs break lines
         if not text.startswith(_PREFIX) or len(text) > _MOST_CHARACTERS:
             raise BadInput(_BROKEN)
@@ -80,6 +81,11 @@ class Invite:
             raise BadInput(_BROKEN) from None
         if any(len(address) > ADDRESS_BYTES for address in contacts.values()):
             raise BadInput(_BROKEN)
+        if name := code_named(packed.scenario.get("model")):
+            raise BadInput(
+                f"This invite names a model by import path ({name!r}), and what a stranger names is not run here; "
+                "ask for one with a network of veilmesh's."
+            )
         return cls(packed.run, packed.secret or None, contacts, packed.scenario)
 
 
@@ -98,6 +104,25 @@ def inviting(scenario: Scenario, run: bytes, secret: bytes | None, contacts: Map
     if secret is None:
         said["door"]["allow"] = sorted({*scenario.door.allow, *contacts})
     return Invite(run, secret, contacts, said)
+
+
+def code_named(model: object) -> str | None:
+    """The name, in a `model` table or anywhere inside it, of a network that imports what its options name; or None."""
+    from veilmesh.tasks.models.base import MODELS  # loads torch, which no other part of an invite needs
+
+    importing = {name for name in MODELS.names() if getattr(MODELS.get(name), "imports", False)}
+    waiting: list[object] = [model]
+    while waiting:
+        match waiting.pop():
+            case Mapping() as table:
+                waiting += table.values()
+            case list() | tuple() as several:
+                waiting += several
+            case bytes() as raw:  # which a scenario reads as text
+                waiting.append(raw.decode(errors="replace"))
+            case str() as name if name in importing:
+                return name
+    return None
 
 
 def _unpacked(text: str) -> _Packed:

@@ -17,16 +17,32 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 from torch.nn import functional
 
-from veilmesh.core import generator
+from veilmesh.core import BadInput, generator
 from veilmesh.core.zerosum import Pair, zero_sum
+from veilmesh.tasks.models.layers import BatchNorm
 from veilmesh.tasks.work import Private
 
-__all__ = ["Loss", "clipped_sum", "loss_of", "noise"]
+__all__ = ["Loss", "clipped_sum", "loss_of", "noise", "require_apart"]
 
 Loss: TypeAlias = Callable[[Mapping[str, Tensor], Tensor, Tensor], Tensor]
 """The loss of one example (C, H, W) and its label under named parameters: a scalar."""
 
 _CHUNK = 64  # examples whose gradients are held at once
+
+
+def require_apart(name: str, model: nn.Module, shape: tuple[int, int, int]) -> None:
+    """Raises BadInput if what `model` says of one picture (C, H, W) depends on others in the batch, as it does with
+    batch normalisation: then no example has a gradient of its own that could be clipped."""
+    x = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    mixing = any(isinstance(layer, BatchNorm | nn.modules.batchnorm._BatchNorm) for layer in model.modules())
+    if not mixing:
+        (gradient,) = torch.autograd.grad(model(x)[0].square().sum(), x)
+        mixing = bool(gradient[1].any())  # exactly nothing where examples are apart
+    if mixing:
+        raise BadInput(
+            f"model {name!r} normalises over the batch, so no example has a gradient of its own that training.private "
+            'could clip; take one that does not (norm = "group", "frozen" or "none"), or leave training.private out.'
+        )
 
 
 def loss_of(model: nn.Module) -> Loss:

@@ -149,6 +149,7 @@ class Trainer:
 
     def _evaluate(self, parameters: Vector) -> Evaluated:
         self._load(parameters)
+        self._model.eval()
         right, loss = 0, 0.0
         with torch.inference_mode():
             for start in range(0, len(self._test_x), _CHUNK):
@@ -156,6 +157,7 @@ class Trainer:
                 logits = self._model(x)
                 right += int((logits.argmax(1) == y).sum())
                 loss += float(functional.cross_entropy(logits, y, reduction="sum"))
+        self._model.train()
         return Evaluated(right / self._test_y.numel(), loss / self._test_y.numel())
 
     def _batch(self, round: int, step: int) -> Indices:

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from veilmesh.core import BadInput, LocalError, generator
-from veilmesh.tasks.models.base import MODELS, Model, Shape
+from veilmesh.tasks.models.base import MODELS, Model, SelfDrawn, Shape
+from veilmesh.tasks.models.layers import beginning
 from veilmesh.tasks.work import Vector
 
 __all__ = [
@@ -25,14 +26,15 @@ _MOST_PARAMETERS = 1 << 28
 def build_model(name: str, options: Mapping[str, Any] | None, shape: Shape, classes: int, seed: int) -> nn.Module:
     """The network `name` for pictures of `shape` (C, H, W), float32 on the CPU, in train mode, drawn from `seed`.
 
-    Raises BadInput on an unknown name or option, or a network too large for one machine.
+    Raises BadInput on an unknown name or option, or a network that does not fit the pictures or one machine.
     """
     config = MODELS.build(name, options)
-    with torch.device("meta"):
-        model = config.build(shape, classes)
-    size = sum(p.numel() for p in model.parameters())
-    if size > _MOST_PARAMETERS:
-        raise BadInput(f"model {name!r} would have {size:,} parameters on these pictures; make it or them smaller.")
+    if isinstance(config, SelfDrawn):
+        model = config.draw(shape, classes, seed).train()
+        _check_size(name, model)
+        return model
+    model = _outlined(name, config, shape, classes)
+    _check_size(name, model)
     model = model.to_empty(device="cpu").train()
     vector_to_parameters(model, _draw(config, model, seed))
     return model
@@ -82,15 +84,41 @@ def check_fit(name: str, per_pixel: bool) -> None:
     )
 
 
+def _outlined(name: str, config: Model, shape: Shape, classes: int) -> nn.Module:
+    """The module without its numbers."""
+    try:
+        with torch.device("meta"):
+            return config.build(shape, classes)
+    except RuntimeError as error:  # torch's word for shapes that do not go together
+        why = str(error).strip().splitlines()[0].rstrip(".")
+        raise BadInput(
+            f"model {name!r} does not fit pictures of {'x'.join(map(str, shape))} ({why}); take fewer layers, less "
+            "padding or larger pictures."
+        ) from None
+
+
+def _check_size(name: str, model: nn.Module) -> None:
+    size = sum(p.numel() for p in model.parameters())
+    if size > _MOST_PARAMETERS:
+        raise BadInput(f"model {name!r} would have {size:,} parameters on these pictures; make it or them smaller.")
+
+
 def _draw(config: Model, model: nn.Module, seed: int) -> Vector:
-    """Uniform in [-bound(fan_in), bound(fan_in)], where a bias has the fan-in of its layer's weight."""
+    """Each parameter as its layer begins (`layers.beginning`), or else uniform in [-bound(fan_in), bound(fan_in)],
+    where a bias has the fan-in of its layer's weight."""
     rng = generator(seed, "init")
     fans = {name: int(np.prod(shape[1:])) for name, shape, _ in layout(model) if len(shape) > 1}
     pieces = []
     for name, shape, _ in layout(model):
-        weight = name if name in fans else f"{name.rpartition('.')[0]}.weight"
-        if weight not in fans:
-            raise LocalError(f"no rule says how parameter {name!r} of {type(config).__name__} begins")
-        bound = config.bound(fans[weight])
-        pieces.append(rng.uniform(-bound, bound, int(np.prod(shape))).astype(np.float32))
+        layer, _, own = name.rpartition(".")
+        limits = beginning(model.get_submodule(layer), own)
+        if limits is None:
+            weight = name if name in fans else f"{layer}.weight"
+            if weight not in fans:
+                raise LocalError(f"no rule says how parameter {name!r} of {type(config).__name__} begins")
+            bound = config.bound(fans[weight])
+            limits = -bound, bound
+        low, high = limits
+        size = int(np.prod(shape))  # what is the same everywhere draws nothing: other layers begin alike without it
+        pieces.append((np.full(size, low) if low == high else rng.uniform(low, high, size)).astype(np.float32))
     return np.concatenate(pieces)

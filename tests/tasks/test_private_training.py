@@ -48,7 +48,7 @@ def by_example(model: str, per_pixel: bool = False) -> tuple[torch.nn.Module, to
     return module, x, y, torch.stack(rows)
 
 
-@pytest.mark.parametrize("model", ["mlp", "convnet", "lenet", "segnet"])
+@pytest.mark.parametrize("model", ["mlp", "convnet", "lenet", "segnet", "vit-tiny", "unet-encoder"])
 @pytest.mark.parametrize("clip", [0.05, 1e6])
 def test_the_sum_is_of_every_examples_clipped_gradient(model: str, clip: float) -> None:
     module, x, y, rows = by_example(model, model == "segnet")
