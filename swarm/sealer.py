@@ -13,7 +13,8 @@ from veilmesh.core import Refusal, RemoteError, generator, seed_number
 from veilmesh.core.zerosum import Pair
 from veilmesh.crypto.codecs import table
 from veilmesh.crypto.codecs.base import Codec, Decoded, Vector
-from veilmesh.swarm.guards.base import Guard, RoundInfo
+from veilmesh.peer.machine import Note
+from veilmesh.swarm.guards.base import Guard, Layout, RoundInfo, Watching
 
 __all__ = ["RANGE", "Sealer", "astray"]
 
@@ -39,16 +40,23 @@ class Sealer:
         seed: the scenario's seed; streams are named by purpose, `index` and round.
         index: this peer's place in the roster.
         pairs: what this peer has in common with each neighbour, for guards whose noise cancels.
+        layout: what is where in a vector, for guards that look at single layers.
+        initial: (d,) the common beginning, for guards that compare.
     """
 
     def __init__(
-        self, guards: Sequence[Guard], codec: Codec, dimension: int, seed: int, index: int, pairs: Sequence[Pair] = ()
-    ) -> None:
+        self, guards: Sequence[Guard], codec: Codec, dimension: int, seed: int, index: int, pairs: Sequence[Pair] = (),
+        layout: Layout = (), initial: Vector | None = None,
+    ) -> None:  # fmt: skip
         self._guards = tuple(guards)
         self._codec = codec
         self._seed = seed
         self._index = index
         self._pairs = tuple(pairs)
+        self._layout = layout
+        self._watched = any(isinstance(guard, Watching) for guard in self._guards)
+        self._left = initial  # what this peer had when it spoke last, and nothing was wrong
+        self._alarms: list[Note] = []
         self._guarded = (-1, 0)  # the last round that was guarded, and how many were a second time so far
         self.dimension = dimension
 
@@ -61,10 +69,29 @@ class Sealer:
         last, again = self._guarded
         self._guarded = (max(last, info.round), again + (info.round <= last))
         name = (self._index, info.round, *((self._guarded[1],) if self._guarded[1] else ()))
+        info = self._informed(info, first=last < 0)
+        alarms = []
         for place, guard in enumerate(self._guards):
             rng = generator(self._seed, "guard", place, *name)
-            update = guard.outgoing(update, replace(info, pairs=self._pairs) if self._pairs else info, rng)
+            before, update = update, guard.outgoing(update, info, rng)
+            if isinstance(guard, Watching) and before.any() and not update.any():
+                alarms.append(Note("canary", {"round": info.round, "why": guard.alarm(before, info)}))
+        if self._watched and info.start is not None and not alarms:
+            self._left = info.start + update
+        self._alarms += alarms
         return update
+
+    def _informed(self, info: RoundInfo, first: bool) -> RoundInfo:
+        """All that guards are told. Who comes late, or comes back, has left nothing that its `first` round goes on."""
+        info = replace(info, pairs=self._pairs) if self._pairs else info
+        if not self._watched:
+            return info
+        return replace(info, layout=self._layout, left=None if first and info.round else self._left)
+
+    def alarms(self) -> list[Note]:
+        """What guards found wrong since this was asked last."""
+        alarms, self._alarms = self._alarms, []
+        return alarms
 
     @property
     def lossless(self) -> bool:

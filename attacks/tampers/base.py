@@ -12,11 +12,12 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from veilmesh.core import Registry
+from veilmesh.attacks.view import Public
+from veilmesh.core import BadInput, Registry
 from veilmesh.peer.machine import Machine, PeerId
 from veilmesh.swarm.strategies.base import Kit
 
-__all__ = ["TAMPERS", "Insider", "Labels", "Pictures", "Tamper"]
+__all__ = ["TAMPERS", "Insider", "Labels", "Pictures", "Tamper", "peers_only"]
 
 Pictures: TypeAlias = NDArray[np.float32]
 Labels: TypeAlias = NDArray[Any]
@@ -29,13 +30,15 @@ class Insider:
     kit: Kit
     malicious: frozenset[PeerId]  # everybody the adversary controls, itself included
     rows: Mapping[PeerId, Mapping[PeerId, float]]  # W, which is public; empty in a star
+    public: Public | None = None  # what the protocol announces to everybody; None: nothing is crafted for a network
 
 
 class Tamper(Protocol):
     """An active attack: on what a malicious peer says, on what it trains on, or on both."""
 
-    def check(self, strategy: str, classes: int) -> None:
-        """Raises BadInput where this attack has no meaning: in that protocol, or on a task with so many classes."""
+    def check(self, strategy: str, classes: int, server: bool = False) -> None:
+        """Raises BadInput where this attack has no meaning: in that protocol, on a task with so many classes, or as
+        what the `server` of a star does, where it is not a peer that does it."""
         ...
 
     def wrap(self, honest: Machine, insider: Insider, rng: np.random.Generator) -> Machine:
@@ -48,3 +51,12 @@ class Tamper(Protocol):
 
 
 TAMPERS: Registry[Tamper] = Registry("tamper", "veilmesh.attacks.tampers")
+
+
+def peers_only(server: bool) -> None:
+    """Raises BadInput for a server: what most tampers lie about, an update of one's own, it does not have."""
+    if server:
+        raise BadInput(
+            "The server trains on nothing and says no update, so this tamper has nothing to change there; name peers "
+            "in adversary.peers, or take crafted-model."
+        )

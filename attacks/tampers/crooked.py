@@ -6,7 +6,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from veilmesh.attacks.tampers.base import TAMPERS, Insider, Labels, Pictures
+from veilmesh.attacks.tampers.base import TAMPERS, Insider, Labels, Pictures, peers_only
 from veilmesh.core import BadInput
 from veilmesh.crypto.field import PRIME
 from veilmesh.peer.machine import Effect, Event, Machine, Note, PeerId, Send
@@ -28,7 +28,8 @@ class WrongShare:
     victims: Annotated[int, Field(ge=1)] = 1
     promised: bool = True
 
-    def check(self, strategy: str, classes: int) -> None:
+    def check(self, strategy: str, classes: int, server: bool = False) -> None:
+        peers_only(server)
         if strategy != "brea":
             raise BadInput("wrong-share deals shares that do not fit, and only brea deals any; take strategy brea.")
 

@@ -84,8 +84,8 @@ class Dissensus(Lie):
 
     rushing: ClassVar[bool] = True
 
-    def check(self, strategy: str, classes: int) -> None:
-        super().check(strategy, classes)
+    def check(self, strategy: str, classes: int, server: bool = False) -> None:
+        super().check(strategy, classes, server)
         if strategy != "gossip":
             raise BadInput("dissensus sets neighbours against each other, and a star has none; take gossip.")
 

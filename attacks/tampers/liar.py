@@ -12,11 +12,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 
-from veilmesh.attacks.tampers.base import Insider, Labels, Pictures
+from veilmesh.attacks.tampers.base import Insider, Labels, Pictures, peers_only
 from veilmesh.attacks.tampers.hidden import HiddenLiar
 from veilmesh.core import BadInput
 from veilmesh.crypto.codecs import table
@@ -79,6 +79,10 @@ class Claim(ABC):
     def claim(self, heard: Heard, rng: np.random.Generator) -> Vector:
         """The model (d,) that `heard.victim` is to believe in."""
 
+    def remark(self) -> Mapping[str, Any]:
+        """What the run's record is to hold of the claims that were made last, beside how many and how far off."""
+        return {}
+
 
 class Lie(Claim):
     """A tamper that lies about its model, and trains on what it has."""
@@ -87,7 +91,8 @@ class Lie(Claim):
         """Whether the lie needs nothing but the liar's own update, and so has a place where updates are hidden."""
         return False
 
-    def check(self, strategy: str, classes: int) -> None:
+    def check(self, strategy: str, classes: int, server: bool = False) -> None:
+        peers_only(server)
         if strategy in HIDDEN and not self.hears_nothing():
             raise BadInput(f"In {strategy} nobody's update is heard; take scaled, noise, or sign-flip of the update.")
         if strategy not in (*PROTOCOLS, *HIDDEN):
@@ -218,7 +223,8 @@ class Liar:
         effects: list[Effect] = [CancelTimer(_HURRY)]
         effects += [Send(to, self._encoded(to, update, claims[to])) for to, update in waiting.items()]
         far = max(float(np.linalg.norm((c - heard.honest).astype(np.float64))) for c in claims.values())
-        return [*effects, Note("tampered", {"round": some.round, "peers": len(claims), "distance": far})]
+        remark = self._claim.remark()
+        return [*effects, Note("tampered", {"round": some.round, "peers": len(claims), "distance": far, **remark})]
 
     def _known(self, update: messages.Update) -> Heard:
         values = self._kit.sealer.decode(update.blob).values

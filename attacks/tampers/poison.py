@@ -10,7 +10,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from veilmesh.attacks.tampers.base import TAMPERS, Insider, Labels, Pictures
+from veilmesh.attacks.tampers.base import TAMPERS, Insider, Labels, Pictures, peers_only
 from veilmesh.attacks.tampers.liar import Heard, Liar, Lie
 from veilmesh.core import BadInput
 from veilmesh.crypto.codecs.base import Vector
@@ -24,8 +24,9 @@ __all__ = ["Backdoor", "LabelFlip"]
 class LabelFlip:
     """Train on the last class's name for the first, and so on: y becomes classes - 1 - y."""
 
-    def check(self, strategy: str, classes: int) -> None:
-        """Nothing: it has a meaning everywhere."""
+    def check(self, strategy: str, classes: int, server: bool = False) -> None:
+        """It has a meaning everywhere that a peer trains."""
+        peers_only(server)
 
     def wrap(self, honest: Machine, insider: Insider, rng: np.random.Generator) -> Machine:
         return honest
@@ -48,7 +49,8 @@ class Backdoor(Lie):
     patch: Annotated[int, Field(ge=1)] = 2
     boost: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
 
-    def check(self, strategy: str, classes: int) -> None:
+    def check(self, strategy: str, classes: int, server: bool = False) -> None:
+        peers_only(server)
         if self.target >= classes:
             raise BadInput(f"There is no class {self.target} to aim at: the task has {classes}, counted from 0.")
         if self.boost != 1:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from veilmesh.attacks.tampers.base import TAMPERS, Insider, Labels, Pictures
+from veilmesh.attacks.tampers.base import TAMPERS, Insider, Labels, Pictures, peers_only
 from veilmesh.core import BadInput, RemoteError
 from veilmesh.crypto.homomorphic import Keys
 from veilmesh.peer.machine import Effect, Event, Machine, Received, Send, WorkDone
@@ -23,7 +23,8 @@ __all__ = ["PoolKeys"]
 class PoolKeys:
     """Honest but for one thing: tell all accomplices one's own secret key (blind-proxy only)."""
 
-    def check(self, strategy: str, classes: int) -> None:
+    def check(self, strategy: str, classes: int, server: bool = False) -> None:
+        peers_only(server)
         if strategy != "blind-proxy":
             raise BadInput(f"pool-keys is for meshes with blind proxies, not for {strategy!r}; set strategy to it.")
 

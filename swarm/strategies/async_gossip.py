@@ -120,6 +120,7 @@ class AsyncGossipMachine:
         self._lines = [kit.initial]  # ours, after each of our last steps
         self._fresh: dict[PeerId, tuple[float, Vector]] = {}  # heard since: its age, and our line of that age
         self._steps = 0
+        self._begun = kit.initial  # where the step under way was begun
         self._samples = 1  # behind our last step
         self._told: dict[PeerId, tuple[int, Vector]] = dict.fromkeys(self._neighbours, (0, kit.initial))
         self._heard: dict[PeerId, tuple[int, Vector]] = dict.fromkeys(self._neighbours, (0, kit.initial))
@@ -155,12 +156,14 @@ class AsyncGossipMachine:
     # --- one step ----------------------------------------------------------------------------------------------
 
     def _train(self) -> Work:
-        return Work(f"train-{self._steps}", self._kit.work.train(self._steps, self._model()))
+        self._begun = self._model()
+        return Work(f"train-{self._steps}", self._kit.work.train(self._steps, self._begun))
 
     def _stepped(self, trained: Trained, now: float) -> list[Effect]:
         if self._lingers:
             return []  # all was over while we trained
-        update = self._shortened(self._kit.sealer.guard(trained.update, RoundInfo(self._steps, trained.samples)))
+        info = RoundInfo(self._steps, trained.samples, start=self._begun)
+        update = self._shortened(self._kit.sealer.guard(trained.update, info))
         notes = self._notes(trained)
         line, receivers = self._mixed_line() + update, self._receivers()
         if reason := next(filter(None, map(astray, [line, *(line - self._told[p][1] for p in receivers)])), None):
@@ -219,6 +222,7 @@ class AsyncGossipMachine:
         heard = len(self._fresh)
         staleness = sum(age for age, _ in self._fresh.values()) / heard if heard else 0.0
         return [
+            *self._kit.sealer.alarms(),
             Note("trained", {"round": self._steps, "loss": trained.loss}),
             Note("round", {"round": self._steps, "group": 1 + heard, "staleness": staleness}),
         ]

@@ -237,14 +237,15 @@ class BlindProxyMachine:
         return [CancelTimer("keys"), Work(f"train-{self._round}", self._kit.work.train(self._round, self._x))]
 
     def _encrypt(self, trained: Trained, now: float) -> list[Effect]:
-        update = self._kit.sealer.guard(trained.update, RoundInfo(self._round, trained.samples))
+        update = self._kit.sealer.guard(trained.update, RoundInfo(self._round, trained.samples, start=self._x))
         self._half = self._x + update
         if reason := astray(self._half):
             return [self._stop(reason)]
         self._phase = Phase.SAYING
         change = self._half - self._kit.initial
         self._said = self._scheme.dequantise(self._scheme.quantise(change))
-        effects: list[Effect] = [Note("trained", {"round": self._round, "loss": trained.loss})]
+        effects: list[Effect] = list(self._kit.sealer.alarms())
+        effects.append(Note("trained", {"round": self._round, "loss": trained.loss}))
         if clipped := int((np.abs(change) > self._scheme.limit).sum()):
             effects.append(Note("clipped", {"round": self._round, "coordinates": clipped}))
         keys = [(place, self._keys.public(self._round, self._kit.order[place])) for place in self._hearers()]

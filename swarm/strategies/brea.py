@@ -181,7 +181,7 @@ class BreaMachine:
         return work + self._common.answers(self._round, self._x)
 
     def _deal(self, trained: Trained, now: float) -> list[Effect]:
-        update = self._kit.sealer.guard(trained.update, RoundInfo(self._round, trained.samples))
+        update = self._kit.sealer.guard(trained.update, RoundInfo(self._round, trained.samples, start=self._x))
         self._wanted = self._memory.outgoing(update)
         if reason := astray(self._wanted) or astray(self._x + update):
             return [self._stop(reason)]
@@ -204,7 +204,7 @@ class BreaMachine:
             if round_ == self._round:
                 self._session.hear(Step(step), sender, raw)
         note = Note("trained", {"round": self._round, "loss": trained.loss})
-        return [*sends, note, self._wait(now, 1), *self._proceed(now)]
+        return [*sends, *self._kit.sealer.alarms(), note, self._wait(now, 1), *self._proceed(now)]
 
     def _shown(self) -> Mask:
         """The coordinates that this round is about, (d,)."""

@@ -99,12 +99,12 @@ class ClientMachine:
         return [] if self._over() else self._train()  # the hub went on without us: what is late is not said
 
     def _say(self, trained: Trained, now: float) -> list[Effect]:
-        update = self._kit.sealer.guard(trained.update, RoundInfo(self._round, trained.samples))
+        update = self._kit.sealer.guard(trained.update, RoundInfo(self._round, trained.samples, start=self._x))
         if reason := self._astray(update):
             return [self._stop(reason)]
         body = messages.encode(self._message(update, trained.samples))
         note = Note("trained", {"round": self._round, "loss": trained.loss})
-        return [Send(self._hub, body), note, self._wait_for_hub(now)]
+        return [Send(self._hub, body), *self._kit.sealer.alarms(), note, self._wait_for_hub(now)]
 
     def _encoded(self, update: Vector) -> bytes:
         """A guarded update (d,) through the codec, with error feedback."""

@@ -181,7 +181,7 @@ class GossipMachine:
         return [*asks, Work(f"train-{self._round}", self._kit.work.train(self._round, self._x))]
 
     def _say(self, trained: Trained, now: float) -> list[Effect]:
-        update = self._kit.sealer.guard(trained.update, RoundInfo(self._round, trained.samples))
+        update = self._kit.sealer.guard(trained.update, RoundInfo(self._round, trained.samples, start=self._x))
         self._half = self._base() + update
         mine = self._held.copies[self._kit.me]
         if reason := astray(self._half) or astray(self._half - mine):
@@ -195,7 +195,7 @@ class GossipMachine:
         wanting = self._answers.due()
         body = messages.encode(messages.Update(self._round, trained.samples, blob))
         effects: list[Effect] = [Send(p, body) for p in self._links.hearers if p not in wanting]
-        effects += [*self._answers.give(wanting), *self._answers.vouch(), trained_note]
+        effects += [*self._answers.give(wanting), *self._answers.vouch(), *self._kit.sealer.alarms(), trained_note]
         effects.append(SetTimer("round", now + self._kit.patience))
         return effects + self._mix_if_complete()
 

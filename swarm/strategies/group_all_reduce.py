@@ -140,13 +140,14 @@ class GroupAllReduceMachine:
         return [Work(f"train-{self._round}", self._kit.work.train(self._round, self._x))]
 
     def _say(self, trained: Trained, now: float) -> list[Effect]:
-        update = self._kit.sealer.guard(trained.update, RoundInfo(self._round, trained.samples))
+        update = self._kit.sealer.guard(trained.update, RoundInfo(self._round, trained.samples, start=self._x))
         wanted = self._codec.wanted(self._x, update)
         if reason := astray(wanted) or astray(self._x + update):
             return [self._stop(reason)]
         self._blobs = self._codec.say(self._butterfly(self._round), self._round, wanted, self._x)
         self._phase = Phase.EXCHANGING
         return [
+            *self._kit.sealer.alarms(),
             Note("trained", {"round": self._round, "loss": trained.loss}),
             SetTimer("again", now + self._kit.patience / 4),
             SetTimer("reduce", now + self._kit.patience / 2),

@@ -170,14 +170,15 @@ class LeaderMachine:
         self._training = False
         if name != self._name():
             return [] if self._over else self._train()  # the others went on without us: what is late is not said
-        update = self._kit.sealer.guard(trained.update, RoundInfo(self._round, trained.samples))
+        update = self._kit.sealer.guard(trained.update, RoundInfo(self._round, trained.samples, start=self._x))
         wanted = self._memory.outgoing(update)
         if reason := astray(wanted):
             return [self._stop(reason)]
         blob, said = self._kit.sealer.encode(wanted, self._round)
         self._memory.sent(wanted, said)
         self._offer = (trained.samples, blob, said)
-        return [Note("trained", {"round": self._round, "loss": trained.loss}), *self._offered(now)]
+        note = Note("trained", {"round": self._round, "loss": trained.loss})
+        return [*self._kit.sealer.alarms(), note, *self._offered(now)]
 
     def _offered(self, now: float) -> list[Effect]:
         """Hand this round's update to the leader, if there are both."""

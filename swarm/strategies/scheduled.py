@@ -105,7 +105,7 @@ class ScheduledMachine(Generic[T]):
         return [Work(f"train-{self._round}", self._kit.work.train(self._round, self._model()))]
 
     def _say(self, trained: Trained, now: float) -> list[Effect]:
-        update = self._kit.sealer.guard(trained.update, RoundInfo(self._round, trained.samples))
+        update = self._kit.sealer.guard(trained.update, RoundInfo(self._round, trained.samples, start=self._model()))
         out = [self._kit.order[i] for i in self._out(self._round, self._me)]
         receivers = [p for p in out if p in self._present]
         message = self._share(update, trained.samples, len(receivers))
@@ -114,7 +114,7 @@ class ScheduledMachine(Generic[T]):
         self._phase = Phase.GATHERING
         body = messages.encode(message)
         effects: list[Effect] = [Send(p, body) for p in receivers]
-        effects.append(Note("trained", {"round": self._round, "loss": trained.loss}))
+        effects += [*self._kit.sealer.alarms(), Note("trained", {"round": self._round, "loss": trained.loss})]
         effects.append(SetTimer("round", now + self._kit.patience))
         return effects + self._close_if_complete()
 

@@ -184,11 +184,12 @@ class SecureClustersMachine:
         return [*work, *session.begin(self._present), *self._common.answers(self._round, self._x)]
 
     def _contribute(self, trained: Trained, now: float) -> list[Effect]:
-        update = self._kit.sealer.guard(trained.update, RoundInfo(self._round, trained.samples))
+        update = self._kit.sealer.guard(trained.update, RoundInfo(self._round, trained.samples, start=self._x))
         if reason := astray(update) or astray(self._x + update):
             return [self._stop(reason)]
         self._phase = Phase.SUMMING
-        effects: list[Effect] = [Note("trained", {"round": self._round, "loss": trained.loss})]
+        effects: list[Effect] = list(self._kit.sealer.alarms())
+        effects.append(Note("trained", {"round": self._round, "loss": trained.loss}))
         effects += self._session(self._round).contribute(self._fixed(self._round).encode(update))
         return [*effects, *waiting(now, self._kit.patience), *self._proceed(now)]
 

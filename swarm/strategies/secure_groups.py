@@ -196,12 +196,13 @@ class SecureGroupsMachine:
         return effects
 
     def _say(self, trained: Trained, now: float) -> list[Effect]:
-        update = self._kit.sealer.guard(trained.update, RoundInfo(self._round, trained.samples))
+        update = self._kit.sealer.guard(trained.update, RoundInfo(self._round, trained.samples, start=self._x))
         self._wanted = self._x + update
         if reason := astray(self._wanted):
             return [self._stop(reason)]
         self._phase = Phase.SUMMING
-        effects: list[Effect] = [Note("trained", {"round": self._round, "loss": trained.loss})]
+        effects: list[Effect] = list(self._kit.sealer.alarms())
+        effects.append(Note("trained", {"round": self._round, "loss": trained.loss}))
         if self._current is not None:
             effects += self._contribute(*self._hidden.words(self._x, self._wanted, self._fixed(), self._round))
         return [*effects, *waiting(now, self._kit.patience), *self._close_if_over(now)]

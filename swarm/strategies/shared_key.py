@@ -186,13 +186,14 @@ class SharedKeyMachine:
         return [Work(f"train-{self._round}", self._kit.work.train(self._round, self._x))]
 
     def _encrypt(self, trained: Trained) -> list[Effect]:
-        update = self._kit.sealer.guard(trained.update, RoundInfo(self._round, trained.samples))
+        update = self._kit.sealer.guard(trained.update, RoundInfo(self._round, trained.samples, start=self._x))
         self._half = self._x + update
         if reason := astray(self._half):
             return [self._stop(reason)]
         self._phase, self._samples = Phase.SAYING, trained.samples
         task = Encrypt(self._scheme, self._keys().public, self._half - self._kit.initial)
-        return [Note("trained", {"round": self._round, "loss": trained.loss}), Work(f"encrypt-{self._round}", task)]
+        note = Note("trained", {"round": self._round, "loss": trained.loss})
+        return [*self._kit.sealer.alarms(), note, Work(f"encrypt-{self._round}", task)]
 
     def _say(self, ciphertext: bytes | Refused, now: float) -> list[Effect]:
         self._phase = Phase.GATHERING

@@ -11,6 +11,7 @@ from veilmesh.attacks.tampers.base import TAMPERS, Insider, Tamper
 from veilmesh.attacks.tampers.crowd import alie_z
 from veilmesh.attacks.tampers.liar import Liar, Lie
 from veilmesh.attacks.tampers.poison import Backdoor
+from veilmesh.attacks.view import Public
 from veilmesh.core import BadInput, generator
 from veilmesh.crypto.codecs import table
 from veilmesh.crypto.codecs.base import CODECS, Vector
@@ -24,7 +25,9 @@ from veilmesh.swarm.strategies.base import STRATEGIES, Kit, Outcome
 from veilmesh.swarm.topology import TOPOLOGIES
 
 D, PEERS, LIARS = 40, 6, (1, 4)
-OPTIONS: dict[str, dict[str, Any]] = {"alie": {"z": 1.5}, "backdoor": {"boost": 4}}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "alie": {"z": 1.5}, "backdoor": {"boost": 4}, "crafted-model": {"payload": "untrained"},
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ class Mesh:
             kit = self.kit(i, rounds, codec)
             machine = made.machine(kit)
             if tamper and i in liars:
-                inside = Insider(kit, frozenset(self.ids[j] for j in liars), self.rows)
+                inside = Insider(kit, frozenset(self.ids[j] for j in liars), self.rows, self.public(strategy, options))
                 machine = tamper.wrap(machine, inside, generator(1, "tamper", i))
             near = set(kit.weights) - {me} if rows else ({self.ids[-1]} if i < PEERS else set(self.ids[:-1]))
             self.players[me] = Player(machine, execute, frozenset(near))
@@ -94,6 +97,14 @@ class Mesh:
             sealer=Sealer([], CODECS.build(codec), D, 1, index),
             work=Bowl(self.bottoms[min(index, PEERS - 1)]),
         )
+
+    def public(self, strategy: str, options: Mapping[str, Any] | None) -> Public:
+        return Public(
+            task="none", shape=(1, 1, 3), classes=10, model={"name": "mlp"}, initial=self.initial, learning_rate=0.25,
+            batch=7, local_steps=1, strategy=strategy, codec={"name": "dense"}, guards=(), weights=self.rows,
+            peers=tuple(self.ids), server=None if self.rows else self.ids[-1],
+            options=vars(STRATEGIES.build(strategy, options)),
+        )  # fmt: skip
 
     def run(self) -> "Mesh":
         self.end = VirtualNetwork(self.players, tap=self.records.append).run(1000.0)
