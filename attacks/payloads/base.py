@@ -1,7 +1,7 @@
 """What a crafted model promises: parameters of the public network that make its next trainer give examples away.
 
-A payload only writes parameters; how they reach a victim (as the hub's model, or by overriding a neighbour's average) is
-the business of a tamper (`attacks/tampers/crafted.py`), and reading the answer that of an attack.
+A payload only writes parameters; how they reach a victim (as the hub's model, or by overriding a neighbour's average)
+is the business of a tamper (`attacks/tampers/crafted.py`), and reading the answer that of an attack.
 """
 
 from typing import Protocol

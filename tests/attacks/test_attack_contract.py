@@ -80,14 +80,15 @@ KNOWN = (
     "veilmesh.attacks", "veilmesh.core", "veilmesh.crypto.codecs", "veilmesh.crypto.frame",
     "veilmesh.crypto.cpad", "veilmesh.crypto.field", "veilmesh.crypto.fixed", "veilmesh.crypto.homomorphic",
     "veilmesh.crypto.padding", "veilmesh.crypto.shared_key", "veilmesh.peer.machine", "veilmesh.peer.transcript",
-    "veilmesh.swarm.messages", "veilmesh.swarm.secure_messages", "veilmesh.swarm.strategies.secure_groups",
+    "veilmesh.crypto.tensors",
+    "veilmesh.swarm.messages", "veilmesh.swarm.sealer", "veilmesh.swarm.secure_messages", "veilmesh.swarm.strategies.secure_groups",
     "veilmesh.swarm.strategies.brea", "veilmesh.swarm.strategies.brea_steps", "veilmesh.swarm.strategies.brea_terms",
-    "veilmesh.swarm.strategies.secure_clusters", "veilmesh.crypto.polynomial_shares", "veilmesh.tasks.models",
+    "veilmesh.swarm.strategies.butterfly", "veilmesh.swarm.strategies.secure_clusters", "veilmesh.crypto.polynomial_shares", "veilmesh.tasks.models",
 )  # fmt: skip
 INSIDE = "veilmesh.swarm.strategies.base"  # a tamper is a machine, and has the kit of one: its own
 LIBRARIES = {
     "abc", "ast", "collections", "contextlib", "dataclasses", "functools", "hashlib", "itertools", "math", "numpy",
-    "pydantic", "statistics", "torch", "typing",
+    "msgspec", "pydantic", "statistics", "torch", "typing",
 }  # fmt: skip
 SOURCES = sorted(Path(veilmesh.attacks.__file__).parent.rglob("*.py"))
 

@@ -1,0 +1,95 @@
+"""Read what an imprinted network says of single pictures: differences of successive rows of its layer of bins.
+
+Fowl et al., arXiv 2110.13057: the difference of two rows' gradients belongs to the pictures of one bin; where there is
+one, its weight part divided by its bias part is the picture. Which bins hold one picture is seen from outside: a
+mixture leaves the range of pictures or its own bin, and, where the update's scale is known, the bias part of a single
+picture is what the network itself says of that picture with one of the labels. Where rows compute several functionals,
+pictures that are known are then taken away from the bins where they are not alone (payloads/imprint.py).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from veilmesh.attacks.inversion.bin_table import BinTable, Found
+from veilmesh.attacks.inversion.bins import Bins, bins_of
+from veilmesh.attacks.inversion.labels import batch_size, infer_labels
+from veilmesh.attacks.network import Network
+from veilmesh.attacks.observed import Observed, observe_updates
+from veilmesh.attacks.view import ATTACKS, Guess, Public, View
+
+__all__ = ["ReadImprint"]
+
+Labels = NDArray[np.int64]
+
+_UNSCALED = ("clip", "private-update", "correlated-noise", "noise")  # guards behind which the scale is not known
+
+
+@ATTACKS.register("imprint")
+@dataclass(frozen=True, slots=True)
+class ReadImprint:
+    """Single pictures of any batch, also of a sum over peers, from the layer of bins that a crafted model has.
+
+    The layer is found by what it computes. From networks that have none nothing is guessed. `details`: "bins" that are
+    not empty, and "sure" pictures, whose bias parts fit them; the others may be mixtures of two.
+
+    Args:
+        targets: at most so many rounds of each victim, the earliest exactly known ones first.
+        peel: take what is known away from the bins where it is not alone, where the update's scale is known.
+    """
+
+    reconstructs: ClassVar[str] = "pictures"
+
+    targets: Annotated[int, Field(ge=1)] = 16
+    peel: bool = True
+
+    def run(self, view: View, rng: np.random.Generator) -> Iterator[Guess]:
+        """As `Attack.run`; draws nothing from `rng`."""
+        network = Network(view.public)
+        for observed in observe_updates(view, self.targets):
+            yield self.read(network, observed, view.public)
+
+    def read(self, network: Network, observed: Observed, public: Public) -> Guess:
+        """What one update, of a peer or the mean of several, gives away. Loads its start into `network`."""
+        labels = infer_labels(network, observed, public)
+        bins = bins_of(network)
+        found = Found.nothing(network.shape) if bins is None else self._read(network, bins, observed, public)
+        return _guess(observed, found.first(batch_size(observed, public) * public.local_steps), labels, bins)
+
+    def _read(self, network: Network, bins: Bins, observed: Observed, public: Public) -> "Found":
+        weight, bias = bins.layer.weight_of(observed.update), bins.layer.bias_of(observed.update)
+        assert bias is not None  # bins_of() takes only layers that have one
+        table = BinTable(network, bins, bins.contents(weight), bins.contents(bias))
+        return table.peeled(_scale(observed, public)) if self.peel else table.plausible()
+
+
+def _scale(observed: Observed, public: Public) -> float | None:
+    """What makes an update the negative sum of the examples' gradients; None where that is not known."""
+    lossy = any(guard.get("name") in _UNSCALED for guard in public.guards)
+    if public.private or lossy or public.local_steps != 1 or observed.coverage < 1 - 1e-6 or public.optimizer != "sgd":
+        return None
+    return -batch_size(observed, public) / public.learning_rate
+
+
+def _guess(observed: Observed, found: Found, labels: Labels, bins: Bins | None) -> Guess:
+    """Labels are of the pictures, in their order; where a picture did not say its own, of what is left of `labels`."""
+    left = labels.tolist()
+    own = found.labels.tolist()
+    for label in own:
+        if label in left:
+            left.remove(label)
+    ordered = [label if label >= 0 else (left.pop(0) if left else 0) for label in own]
+    ordered = (ordered + left)[: max(len(labels), len(own))]
+    sure = found.sure / len(found.pictures) if len(found.pictures) else 0.0
+    details = {
+        "exact": observed.exact, "coverage": observed.coverage, "imprinted": bins is not None,
+        "bins": found.filled, "sure": found.sure,
+    }  # fmt: skip
+    return Guess(
+        observed.victim, observed.round, found.pictures, np.array(ordered, np.int64), 1.0 - sure, details,
+        observed.among,
+    )  # fmt: skip

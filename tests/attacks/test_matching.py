@@ -1,0 +1,281 @@
+"""The machinery of gradient matching against what torch says by itself, and against real local training."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from veilmesh.attacks import ATTACKS
+from veilmesh.attacks.matching.descent import Adam, Evaluation, Lbfgs, Variable
+from veilmesh.attacks.matching.distance import Absolute, Cosine, Squared
+from veilmesh.attacks.matching.predict import Differenced, SingleGradient, Surrogate, Unrolled
+from veilmesh.attacks.matching.prior import Consensus, FeatureAnchor, Smooth, SmoothSquared
+from veilmesh.attacks.matching.space import Coarse, starting_pictures
+from veilmesh.attacks.network import Network
+from veilmesh.core import BadInput
+from veilmesh.tasks.models.build import build_model
+from veilmesh.tasks.training import Settings, Train, Trainer
+
+SHAPE = (3, 12, 12)
+NETWORKS = [
+    {"name": "convnet", "width": 8, "depth": 2},
+    {"name": "convnet", "width": 8, "depth": 2, "norm": "batch"},
+    {"name": "convnet", "width": 8, "depth": 2, "activation": "leaky-relu", "norm": "group"},
+    {"name": "ig-convnet", "width": 2},
+    {"name": "vit-tiny", "width": 16, "depth": 1, "heads": 2},
+]
+
+
+def _public(make_mesh, model, **changes):
+    return make_mesh(shape=SHAPE, classes=4, model=model, **changes).public
+
+
+def _batch(count, candidates=1):
+    rng = np.random.default_rng(0)
+    x = torch.from_numpy(rng.random((candidates, count, *SHAPE), dtype=np.float32))
+    return x, torch.from_numpy(rng.integers(0, 4, (candidates, count)))
+
+
+@pytest.fixture(params=NETWORKS, ids=lambda m: "-".join(map(str, m.values())))
+def network(request, make_mesh):
+    public = _public(make_mesh, request.param)
+    network = Network(public)
+    network.load(public.initial)
+    return network
+
+
+def _slope(predictor, x, y, pull):
+    leaf = x.clone().requires_grad_(True)
+    prediction = predictor.predict(leaf, y)
+    return prediction.gradient, prediction.back(pull, [leaf])[0]
+
+
+def test_a_difference_with_still_kinks_is_the_second_derivative(network):
+    x, y = _batch(2)
+    exact = SingleGradient(network)
+    gradient = exact.predict(x, y).gradient
+    pull = torch.randn(gradient.shape, generator=torch.Generator().manual_seed(1)) / gradient.shape[1] ** 0.5
+    pull = network.exchanged_statistics(None) * pull if network.exchanged_statistics(None) is not None else pull
+    same, wanted = _slope(exact, x, y, pull)
+    difference, found = _slope(Differenced(network), x, y, pull)
+    torch.testing.assert_close(difference, same, rtol=1e-3, atol=1e-6)
+    assert torch.cosine_similarity(found.flatten(), wanted.flatten(), dim=0) > 0.99
+    assert (found.sign() == wanted.sign()).float().mean() > 0.95
+
+
+def test_a_difference_that_misses_the_derivative_is_not_trusted(make_mesh):
+    public = _public(make_mesh, {"name": "convnet", "width": 8, "activation": "tanh"})
+    network = Network(public)
+    network.load(public.initial)
+    x, y = _batch(1)
+    predictor = Differenced(network)
+    predictor._step *= 1e6  # so far that nothing there says anything about here, as behind kinks that are not known
+    pull = torch.ones(1, public.initial.size)
+    _slope(predictor, x, y, pull)
+    assert predictor._trusted is False
+    found, wanted = _slope(predictor, x, y, pull)[1], _slope(SingleGradient(network), x, y, pull)[1]
+    assert torch.equal(found, wanted)
+
+
+def test_candidates_in_one_batch_are_the_candidates_one_by_one(network):
+    x, y = _batch(2, candidates=5)
+    whole = SingleGradient(network).predict(x, y).gradient
+    alone = torch.cat([SingleGradient(network).predict(x[i : i + 1], y[i : i + 1]).gradient for i in range(5)])
+    torch.testing.assert_close(whole, alone, rtol=1e-3, atol=1e-5)
+
+
+def _trained(public, x, y):
+    """What a real trainer makes of the pictures, step by step."""
+    options = {k: v for k, v in public.model.items() if k != "name"}
+    trainer = Trainer(
+        x, y, x, y,
+        build=lambda: build_model(str(public.model["name"]), options, public.shape, public.classes, 0),
+        settings=Settings(public.batch, public.local_steps, public.learning_rate), seed=1, peer_index=0,
+    )  # fmt: skip
+    drawn = np.concatenate([trainer._batch(0, step) for step in range(public.local_steps)])
+    return trainer.run([Train(0, public.initial)])[0].update, drawn
+
+
+@pytest.mark.parametrize("model", NETWORKS[:2], ids=["plain", "batch norm"])
+def test_unrolled_steps_are_those_of_local_training(make_mesh, model):
+    public = _public(make_mesh, model, batch=2, local_steps=3, learning_rate=0.2)
+    x, y = (t[0].numpy() for t in _batch(6))
+    update, drawn = _trained(public, x, y)
+    network = Network(public)
+    network.load(public.initial)
+    unrolled = Unrolled(network, public.local_steps, public.batch, public.learning_rate)
+    said = unrolled.predict(torch.from_numpy(x[drawn])[None], torch.from_numpy(y[drawn])[None]).gradient[0]
+    np.testing.assert_allclose(-0.6 * said.numpy(), update, rtol=1e-3, atol=2e-6)
+
+
+def test_a_surrogate_at_the_start_is_the_gradient_there(make_mesh):
+    public = _public(make_mesh, NETWORKS[0])
+    network = Network(public)
+    network.load(public.initial)
+    x, y = _batch(3)
+    move = torch.randn(public.initial.size, generator=torch.Generator().manual_seed(0)) * 0.1
+    here = Surrogate(network, move).predict(x, y, torch.zeros(1)).gradient
+    torch.testing.assert_close(here, SingleGradient(network).predict(x, y).gradient)
+    there = Surrogate(network, move).predict(x, y, torch.ones(1)).gradient
+    network.load(public.initial + move.numpy())
+    torch.testing.assert_close(there, SingleGradient(network).predict(x, y).gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_a_surrogate_moves_along_the_way(make_mesh):
+    public = _public(make_mesh, NETWORKS[0])
+    network = Network(public)
+    network.load(public.initial)
+    x, y = _batch(2)
+    alpha = torch.full((1,), 0.5, requires_grad=True)
+    predicted = Surrogate(network, torch.ones(public.initial.size) * 0.01).predict(x, y, alpha)
+    (slope,) = predicted.back(torch.ones_like(predicted.gradient), [alpha])
+    assert slope.shape == (1,)
+    assert float(slope) != 0
+
+
+_MASK = torch.tensor([1.0, 0, 1, 1, 0, 1])
+_TARGET = torch.tensor([0.3, -1, 2, 0.5, 0.1, -0.7])
+
+
+@pytest.mark.parametrize(
+    "distance",
+    [Cosine(_TARGET), Cosine(_TARGET, _MASK), Squared(_TARGET), Squared(_TARGET, _MASK), Absolute(_TARGET, _MASK)],
+    ids=["cosine", "masked cosine", "squared", "weighted", "absolute"],
+)
+def test_closed_form_derivatives_are_what_differences_say(distance):
+    at = torch.tensor([[0.5, 0.2, -1.0, 0.7, 1.0, -0.1], [1.0, 2.0, 0.3, -0.4, 0.5, 0.6]])
+    values, pull = distance.at(at, 0.0)
+    assert values.shape == (2,)
+    for n in range(6):
+        step = torch.zeros(6)
+        step[n] = 1e-3
+        up, down = distance.at(at + step, 0.0)[0], distance.at(at - step, 0.0)[0]
+        torch.testing.assert_close(pull[:, n], (up - down) / 2e-3, rtol=5e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("distance", [Cosine, Squared, Absolute])
+def test_there_is_no_distance_from_what_was_seen(distance):
+    value, pull = distance(_TARGET).at(_TARGET[None], 0.0)
+    assert float(value) == pytest.approx(0, abs=1e-6)
+    assert float(pull.norm()) < 1e-3 or distance is Absolute
+
+
+def _bowl(values, share):
+    x = values["x"]
+    loss = (x - torch.tensor([0.25, 0.75])).square().sum(1)
+    return Evaluation(loss, loss, {"x": 2 * (x - torch.tensor([0.25, 0.75]))})
+
+
+@pytest.mark.parametrize("sign", ["sign", "soft", "plain"])
+def test_adam_arrives(sign):
+    found = Adam(300, 0.1, sign=sign, schedule="cosine").run(_bowl, {"x": Variable(torch.zeros(3, 2), (0.0, 1.0))})
+    assert found.loss.max() < 1e-4
+
+
+def test_a_box_is_kept_and_the_best_iterate_is_what_is_returned():
+    def away(values, share):
+        loss = values["x"].sum(1)
+        return Evaluation(-loss, -loss, {"x": -torch.ones_like(values["x"])})
+
+    found = Adam(50, 0.1).run(away, {"x": Variable(torch.zeros(1, 2), (0.0, 1.0))})
+    assert found.values["x"].tolist() == [[1.0, 1.0]]
+    assert float(found.loss) == -2
+
+
+def test_quasi_newton_stops_at_the_candidate_that_arrived():
+    found = Lbfgs(20, enough=1e-6).run(_bowl, {"x": Variable(torch.rand(4, 2))})
+    assert len(found.loss) == 1
+    assert float(found.loss) < 1e-6
+
+
+def test_priors_know_flat_from_rough_and_alike_from_different():
+    flat, rough = torch.full((1, 2, *SHAPE), 0.5), torch.rand(1, 2, *SHAPE)
+    for prior in (Smooth(1.0), Smooth(1.0, doubled=True), SmoothSquared(1.0)):
+        assert float(prior(flat)) == 0 < float(prior(rough))
+    assert Consensus(1.0)(torch.cat([flat, flat])).tolist() == [0, 0]
+    assert (Consensus(1.0)(torch.cat([flat, rough])) > 0).all()
+
+
+def test_a_feature_anchor_leaves_out_what_is_not_known(make_mesh):
+    public = _public(make_mesh, NETWORKS[0])
+    network = Network(public)
+    network.load(public.initial)
+    x, _ = _batch(2)
+    anchors = network.features(x[0]).detach()
+    anchors[1] = torch.nan
+    assert float(FeatureAnchor(1.0, network.features, anchors)(x)) == pytest.approx(0, abs=1e-10)
+    assert float(FeatureAnchor(1.0, network.features, anchors)(1 - x)) > 0
+
+
+def test_a_coarse_space_brings_fewer_numbers_to_full_size():
+    space = Coarse(4, (12, 12))
+    raw = space.raw(torch.rand(2, 3, *SHAPE))
+    assert raw.shape == (2, 3, 3, 3, 3)
+    assert space.pictures(raw).shape == (2, 3, *SHAPE)
+
+
+@pytest.mark.parametrize("how", ["noise", "grey", "pattern-4", "pattern-16"])
+def test_starting_pictures_are_named_by_their_stream(how):
+    a, b, c = (starting_pictures(how, (2, *SHAPE), 3, name) for name in ("a", "a", "b"))
+    assert torch.equal(a, b)
+    assert how == "grey" or not torch.equal(a, c)
+    assert a.shape == (2, *SHAPE)
+    if how == "pattern-4":
+        assert torch.equal(a[..., :4, :4], a[..., 4:8, 8:12])
+
+
+def _attacked(mesh, name, **options):
+    return next(iter(ATTACKS.build(name, options).run(mesh.view("a"), np.random.default_rng(0))))
+
+
+def test_more_restarts_are_never_worse_by_the_attackers_own_loss(make_mesh, digits):
+    x, y = digits
+    mesh = make_mesh(model={"name": "convnet", "width": 8, "depth": 2, "activation": "tanh"})
+    mesh.train("b", ["a"], x[:1], y[:1])
+    one, three = (_attacked(mesh, "cosine-inversion", iterations=30, restarts=n) for n in (1, 3))
+    assert three.loss <= one.loss
+    assert three.details["restarts"] == 3
+
+
+def test_labels_may_be_searched_and_are_then_found(make_mesh, digits):
+    x, y = digits
+    mesh = make_mesh(model={"name": "convnet", "width": 16, "depth": 2, "activation": "tanh"})
+    mesh.train("b", ["a"], x[3:4], y[3:4])
+    guess = _attacked(mesh, "dlg", iterations=60)
+    assert guess.labels.tolist() == [y[3]]
+    assert guess.loss < 1e-5
+
+
+def test_labels_are_told_only_to_whom_they_are_granted(make_mesh, digits):
+    x, y = digits
+    mesh = make_mesh()
+    mesh.train("b", ["a"], x[:1], y[:1])
+    attack = ATTACKS.build("cosine-inversion", {"iterations": 3, "labels": "told"})
+    with pytest.raises(BadInput, match="told"):
+        list(attack.run(mesh.view("a"), np.random.default_rng(0)))
+    view = replace(mesh.view("a"), told=lambda peer, round_: np.array([2]))
+    assert next(iter(attack.run(view, np.random.default_rng(0)))).labels.tolist() == [2]
+
+
+def test_pixels_with_labels_are_inverted_where_labels_are_searched(make_mesh):
+    rng = np.random.default_rng(0)
+    mesh = make_mesh(shape=SHAPE, classes=2, model={"name": "unet", "widths": (4, 4, 4)})
+    x, masks = rng.random((1, *SHAPE), dtype=np.float32), rng.integers(0, 2, (1, 12, 12))
+    mesh.train("b", ["a"], x, masks)
+    guess = _attacked(mesh, "cosine-inversion", iterations=5, labels="searched")
+    assert guess.labels.shape == (1, 12, 12)
+    with pytest.raises(BadInput, match="every pixel"):
+        _attacked(mesh, "cosine-inversion", iterations=5)
+
+
+def test_pictures_that_were_used_again_are_guessed_as_often(make_mesh, digits):
+    x, y = digits
+    mesh = make_mesh(local_steps=4, batch=1, learning_rate=0.1, model={"name": "convnet", "width": 8, "depth": 2})
+    rng_update = -0.4 * Network(mesh.public).gradient(x[:1], y[:1])
+    mesh.update("b", ["a"], 0, rng_update.astype(np.float32))
+    for local in ("gradient", "unroll", "surrogate"):
+        guess = _attacked(mesh, "cosine-inversion", iterations=3, local=local, epochs=4)
+        assert guess.pictures.shape == (4, 1, 8, 8)
+        assert (guess.pictures == guess.pictures[:1]).all()
+    assert _attacked(mesh, "cosine-inversion", iterations=3).pictures.shape == (4, 1, 8, 8)
