@@ -17,7 +17,7 @@ from veilmesh.crypto.codecs.base import Vector
 from veilmesh.peer.machine import PeerId
 from veilmesh.peer.transcript import Record
 
-__all__ = ["ATTACKS", "Attack", "Guess", "Own", "Public", "Vantage", "View", "observe"]
+__all__ = ["ATTACKS", "Attack", "Guess", "Own", "Public", "Told", "Vantage", "View", "observe"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +55,7 @@ class Public:
     pictures: NDArray[np.float32] | None = (
         None  # (N, C, H, W) public pictures of the same kind, disjoint from all private
     )
+    picture_labels: NDArray[np.int64] | None = None  # (N,) their classes, or (N, H, W) where pixels have them
 
 
 class Own(Protocol):
@@ -75,8 +76,8 @@ class Told(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """All that the adversary has. `own`: what its own peers trained on; None where nobody kept it. `told`: labels, where
-    an attack asked for that easier setting, which every table then names; None otherwise."""
+    """All that the adversary has. `own`: what its own peers trained on; None where nobody kept it. `told`: labels,
+    where an attack asked for that easier setting, which every table then names; None otherwise."""
 
     public: Public
     vantage: Vantage
@@ -89,7 +90,8 @@ class View:
 class Guess:
     """One reconstruction: what the adversary says `victim` trained on in `round`.
 
-    `pictures` (B, C, H, W) in [0, 1]; `labels` (B,) as the attacker inferred them; `loss` is the attacker's own
+    `pictures` (B, C, H, W) in [0, 1]; `labels` (B,) as the attacker inferred them, or (B, H, W) where pixels have
+    labels (an attack that can work on those says `per_pixel: ClassVar[bool] = True`); `loss` is the attacker's own
     objective at the end (lower is better), the only thing restarts may be chosen by. `among`: the peers behind it, the
     victim first, where the adversary saw only their sum and cannot tell them apart; B pictures are then of all of them.
     """
@@ -113,7 +115,9 @@ class Attack(Protocol):
         ...
 
 
-def observe(vantage: Vantage, transcript: Iterable[Record], public: Public, own: Own | None = None) -> View:
+def observe(
+    vantage: Vantage, transcript: Iterable[Record], public: Public, own: Own | None = None, told: Told | None = None
+) -> View:
     """The part of a transcript that `vantage` sees. Bodies survive only at controlled peers; frames only on a tap, or
     where it carries them."""
     seen = []
@@ -122,7 +126,7 @@ def observe(vantage: Vantage, transcript: Iterable[Record], public: Public, own:
         carried = record.at == record.to and frozenset((record.sender, record.to)) in vantage.carries
         if inside or vantage.taps_wire or carried:
             seen.append(record.as_seen(body=inside, frame=vantage.taps_wire or carried))
-    return View(public, vantage, tuple(seen), own)
+    return View(public, vantage, tuple(seen), own, told)
 
 
 ATTACKS: Registry[Attack] = Registry("attack", "veilmesh.attacks.inversion")

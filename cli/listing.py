@@ -18,6 +18,7 @@ KINDS = {
     "attacks": ("veilmesh.attacks.view", "ATTACKS"),
     "codecs": ("veilmesh.crypto.codecs.base", "CODECS"),
     "guards": ("veilmesh.swarm.guards.base", "GUARDS"),
+    "inferences": ("veilmesh.attacks.inference.base", "INFERENCES"),
     "models": ("veilmesh.tasks.models.base", "MODELS"),
     "partitions": ("veilmesh.tasks.partition", "PARTITIONS"),
     "strategies": ("veilmesh.swarm.strategies.base", "STRATEGIES"),

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from veilmesh.cli import attack, doctor, identity, invite, join, listing, metrics, report, study, tensorboard, up
+from veilmesh.cli import attack, doctor, identity, invite, join, listing, metrics, report, study, tensorboard, up, view
 from veilmesh.cli.outcome import INTERRUPTED
 from veilmesh.core import BadInput
 
@@ -43,6 +43,8 @@ app.command("join")(join.join)
 app.command("identity")(identity.identity)
 app.add_typer(study.app, name="study")
 app.command("attack")(attack.attack)
+app.command("view")(view.view)
+app.command("replay")(view.replay)
 app.command("report")(report.report)
 app.command("metrics")(metrics.metrics)
 app.command("tensorboard")(tensorboard.tensorboard)

@@ -51,7 +51,7 @@ def run(
 
 def _run_one(study: Any, folder: Path, quick: bool) -> tuple[int, int, int]:
     from veilmesh.sim.report import write_report
-    from veilmesh.sim.report.table import claims_table, summary_table
+    from veilmesh.sim.report.table import claims_table, inferred_table, scores_table, summary_table
     from veilmesh.sim.study import run_study
 
     cells = study.cells(quick)
@@ -72,6 +72,10 @@ def _run_one(study: Any, folder: Path, quick: bool) -> tuple[int, int, int]:
             display.say(f"What is finished is in {folder}; the same command with --out {folder} goes on from there.")
             raise
     console.print(summary_table(result.cells))
+    if (scores := scores_table(result.cells)) is not None:
+        console.print(scores)
+    if (told := inferred_table(result.cells)) is not None:
+        console.print(told)
     if result.verdicts:
         console.print(claims_table([asdict(v) for v in result.verdicts]))
     typer.echo(f"report: {write_report(folder)}")

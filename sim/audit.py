@@ -7,27 +7,29 @@ run, and the attack that runs here is given a View and a generator.
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from veilmesh.attacks.view import ATTACKS, Attack, Guess, Own, Public, Vantage, observe
-from veilmesh.core import BadInput, LocalError, generator
+from veilmesh.attacks.inference.base import INFERENCES, registry_of
+from veilmesh.attacks.view import ATTACKS, Attack, Guess, Vantage
+from veilmesh.core import BadInput
 from veilmesh.peer.machine import PeerId
-from veilmesh.peer.transcript import Record, read_transcript
-from veilmesh.sim.cast import Cast, stem
+from veilmesh.sim.cast import Cast
+from veilmesh.sim.easier import easier, needs_telling
+from veilmesh.sim.figures import figures, label_figures, row
+from veilmesh.sim.identify import Gallery, identify
+from veilmesh.sim.membership import infer
+from veilmesh.sim.observation import observation, randomness
 from veilmesh.sim.record import read_json, write_json
 from veilmesh.sim.scenario import Choice, Scenario
-from veilmesh.sim.score import Scored, score
+from veilmesh.sim.score import score, shown_for
 
-__all__ = ["audit", "attach", "open_run", "transcript"]
-
-SUCCESS_DB = (20, 25, 30)
+__all__ = ["attach", "audit", "built", "open_run", "save_picture"]
 
 
 def open_run(folder: Path) -> tuple[Cast, list[PeerId]]:
@@ -46,48 +48,37 @@ def audit(folder: Path, cast: Cast, ids: Sequence[PeerId], choice: Choice, vanta
 
     Pictures (the private one, the guess, the nearest public one) are written to the run's pictures/ folder.
     """
-    attack: Attack = choice.build(ATTACKS)
-    if cast.dataset.per_pixel:
-        raise BadInput("The attacks here reconstruct labelled pictures; this task labels pixels; take another one.")
+    if registry_of(choice.name) is INFERENCES:
+        helped = easier(cast.scenario, choice.build(INFERENCES))
+        return infer(folder, cast, ids, choice, vantage) | {"easier": helped}
+    attack = built(choice, cast.dataset.per_pixel)
     place = cast.vantage(vantage, ids)
-    if not cast.scenario.keeps(vantage):
-        raise BadInput(
-            f"What {vantage} saw of this run was not kept; run it again with `--malicious {vantage}`, or with "
-            "transcript.keep set to 'all'."
-        )
     begin = time.process_time()
-    view = observe(place, transcript(folder, cast, ids, place), cast.public(ids), _own(cast, ids, place))
-    guesses = _one_each(list(attack.run(view, _randomness(view.public, choice.name))), cast, ids, place)
+    view = observation(folder, cast, ids, vantage, told=needs_telling(attack))
+    guesses = _one_each(list(attack.run(view, randomness(view.public, choice.name))), cast, ids, place)
     seconds = time.process_time() - begin
+    judge = _Judge(folder, cast, tuple(ids), choice, vantage)
     return {
         "attack": choice.name,
         "options": choice.options,
         "vantage": vantage,
         "guesses_made": len(guesses),
         "cpu_seconds": round(seconds, 3),
-        **_labels(cast, ids, guesses),
-        **(_pictures(folder, cast, ids, choice, vantage, guesses) if attack.reconstructs == "pictures" else {}),
+        "easier": easier(cast.scenario, attack, [guess.round for guess in guesses]),
+        **_labels(cast, ids, guesses if not needs_telling(attack) else ()),
+        **(judge.pictures(guesses) if attack.reconstructs == "pictures" else {}),
     }
 
 
-def _randomness(public: Public, name: str) -> np.random.Generator:
-    """An attack's generator: named by the attack and by what is public, so that the same observation gives the same
-    pictures from wherever it is made. Never by the run's seed: that names the victims' batches and their noise too.
-    """
-    start = hashlib.blake2b(public.initial.tobytes(), digest_size=16).hexdigest()
-    return generator(0, "attack", name, start)
-
-
-def _own(cast: Cast, ids: Sequence[PeerId], place: Vantage) -> Own:
-    """The adversary knows its own data."""
-
-    def own(peer: PeerId, round_: int) -> tuple[np.ndarray, np.ndarray]:
-        if peer not in place.controls:
-            raise LocalError("an attack asked for the data of a peer that it does not control")
-        drawn = cast.drawn(ids.index(peer), round_)
-        return cast.dataset.train_x[drawn], cast.dataset.train_y[drawn]
-
-    return own
+def built(choice: Choice, per_pixel: bool) -> Attack:
+    """The attack of that name, with its options. Raises BadInput, also where it cannot work on labels of pixels."""
+    attack: Attack = choice.build(ATTACKS)
+    if per_pixel and not getattr(type(attack), "per_pixel", False):
+        raise BadInput(
+            f"Attack {choice.name!r} reconstructs labelled pictures, and this task labels pixels; take another attack, "
+            "or another task."
+        )
+    return attack
 
 
 def _one_each(guesses: Sequence[Guess], cast: Cast, ids: Sequence[PeerId], place: Vantage) -> list[Guess]:
@@ -115,15 +106,6 @@ def _behind(cast: Cast, ids: Sequence[PeerId], guess: Guess) -> tuple[list[int],
     return [m for m, one in zip(members, drawn, strict=True) for _ in one], np.concatenate(drawn)
 
 
-def transcript(folder: Path, cast: Cast, ids: Sequence[PeerId], place: Vantage) -> Iterator[Record]:
-    """The files that hold anything for this vantage: a broken one of somebody else's is none of its business."""
-    stems = {peer: stem(name) for peer, name in zip(ids, cast.names, strict=True)}
-    members = None if place.taps_wire or place.carries else {stems[peer] for peer in place.controls}
-    ended = {m["name"]: m["ended"] for m in read_json(folder / "summary.json")["peers"]}
-    unfinished = {stem(name) for name, how in ended.items() if how != "finished"}
-    return read_transcript(folder / "transcript", members, unfinished)
-
-
 def attach(folder: Path, result: Mapping[str, Any]) -> dict[str, Any]:
     """Put an attack's row into the run's summary, in place of an earlier one of the same attack and vantage."""
     summary = read_json(folder / "summary.json")
@@ -134,107 +116,61 @@ def attach(folder: Path, result: Mapping[str, Any]) -> dict[str, Any]:
     return dict(summary)
 
 
-def _pictures(
-    folder: Path, cast: Cast, ids: Sequence[PeerId], choice: Choice, vantage: str, guesses: Sequence[Guess]
-) -> dict[str, Any]:
-    """The figures of all private pictures behind the guesses, and a row for each that was guessed."""
-    rows = [row for guess in guesses for row in _judge(folder, cast, ids, choice, vantage, guess)]
-    return _figures(rows) | {"guesses": [row for row in rows if row["guess"]]}
+@dataclass(frozen=True, slots=True)
+class _Judge:
+    """Holds the truth against the guesses of one attack from one vantage."""
 
+    folder: Path
+    cast: Cast
+    ids: tuple[PeerId, ...]
+    choice: Choice
+    vantage: str
 
-def _judge(
-    folder: Path, cast: Cast, ids: Sequence[PeerId], choice: Choice, vantage: str, guess: Guess
-) -> list[dict[str, Any]]:
-    """A row for each private picture of a batch; one that the attack left out scores what gray scores."""
-    owners, drawn = _behind(cast, ids, guess)
-    truth, labels = cast.dataset.train_x[drawn], cast.dataset.train_y[drawn]
-    public = cast.dataset.public_x
-    rows = []
-    for scored in score(guess, truth, labels, public):
-        paths = {"truth": "", "guess": "", "floor": ""}
-        if scored.guess is not None and scored.nearest is not None:
-            name = f"{_slug(choice, vantage)}-{cast.names[ids.index(guess.victim)]}-{guess.round}-{scored.truth}"
-            start = name.replace(":", "")
-            shown = (truth[scored.truth], guess.pictures[scored.guess], public[scored.nearest])
-            paths = {k: _save(folder, f"{start}-{k}.png", x) for k, x in zip(paths, shown, strict=True)}
-        rows.append(_row(cast.names[owners[scored.truth]], int(labels[scored.truth]), scored) | paths)
-    return rows
+    def pictures(self, guesses: Sequence[Guess]) -> dict[str, Any]:
+        """The figures of all private pictures behind the guesses, and a row for each that was guessed."""
+        found = [self._rows(guess) for guess in guesses]
+        rows = [each for batch in found for each in batch]
+        clusters = [at for at, batch in enumerate(found) for _ in batch]
+        return figures(rows, clusters) | {"guesses": [each for each in rows if each["guess"]]}
 
+    def _rows(self, guess: Guess) -> list[dict[str, Any]]:
+        """A row for each private picture of a batch; one that the attack left out scores what gray scores."""
+        data = self.cast.dataset
+        owners, drawn = _behind(self.cast, self.ids, guess)
+        truth, labels, public = data.train_x[drawn], data.train_y[drawn], data.public_x
+        scores = score(guess, truth, labels, public)
+        partner = {s.truth: s.guess for s in scores if s.guess is not None}
+        guessed = np.array([s.guessed for s in scores])
+        told = identify(shown_for(guess, partner, truth), guessed, drawn, Gallery(data.train_x, data.train_y), public)
+        rows = []
+        for scored, known in zip(scores, told, strict=True):
+            paths = {"truth": "", "guess": "", "floor": ""}
+            if scored.guess is not None and scored.nearest is not None:
+                shown = (truth[scored.truth], guess.pictures[scored.guess], public[scored.nearest])
+                start = self._name(guess, scored.truth)
+                paths = {k: save_picture(self.folder, f"{start}-{k}.png", x) for k, x in zip(paths, shown, strict=True)}
+            label = None if data.per_pixel else int(labels[scored.truth])
+            rows.append(row(self.cast.names[owners[scored.truth]], label, scored, known) | paths)
+        return rows
 
-def _slug(choice: Choice, vantage: str) -> str:
-    """A name for an attack's pictures: the same attack with other options has others."""
-    options = json.dumps(choice.options, sort_keys=True)
-    return f"{choice.name}-{hashlib.blake2b(options.encode(), digest_size=3).hexdigest()}-{vantage}"
-
-
-def _row(victim: str, label: int, scored: Scored) -> dict[str, Any]:
-    names = (
-        "round", "psnr", "ssim", "best_floor", "gain", "floor_grey", "floor_mean", "floor_nearest", "ssim_floor",
-        "ssim_gain", "label_ok", "loss",
-    )  # fmt: skip
-    figures = {name: getattr(scored, name) for name in names}
-    rounded = {k: round(v, 5) if isinstance(v, float) else v for k, v in figures.items()}
-    return {"victim": victim, "label": label, "guessed_label": scored.label, **rounded}
+    def _name(self, guess: Guess, place: int) -> str:
+        """What a guess's pictures are called: the same attack with other options has others."""
+        options = json.dumps(self.choice.options, sort_keys=True)
+        slug = f"{self.choice.name}-{hashlib.blake2b(options.encode(), digest_size=3).hexdigest()}-{self.vantage}"
+        name = f"{slug}-{self.cast.names[self.ids.index(guess.victim)]}-{guess.round}-{place}"
+        return name.replace(":", "")
 
 
 def _labels(cast: Cast, ids: Sequence[PeerId], guesses: Sequence[Guess]) -> dict[str, Any]:
-    """The share of private labels that were told rightly, in whatever order; and the share that is right without any
-    information, by the public pictures' classes alone."""
-    right, blind, total = 0, 0, 0
-    for guess in guesses:
-        if not len(guess.labels):
-            continue
-        _, drawn = _behind(cast, ids, guess)
-        truth = np.bincount(cast.dataset.train_y[drawn], minlength=cast.dataset.classes)
-        said = np.bincount(guess.labels[: len(drawn)], minlength=cast.dataset.classes)
-        right += int(np.minimum(truth, said).sum())
-        blind += int(np.minimum(truth, _usual(cast, len(drawn))).sum())
-        total += len(drawn)
-    return {"labels_right": right / total, "labels_floor": blind / total} if total else {"labels_right": None}
+    """What the labels that were inferred are worth; of pixels they are not counted."""
+    if cast.dataset.per_pixel:
+        return {"labels_right": None}
+    said = [(cast.dataset.train_y[_behind(cast, ids, g)[1]], g.labels) for g in guesses if len(g.labels)]
+    return label_figures(said, cast.dataset.public_y, cast.dataset.classes)
 
 
-def _usual(cast: Cast, count: int) -> np.ndarray:
-    """How often each class would be among `count` pictures that are like the public ones: (K,), rounded to sum."""
-    share = np.bincount(cast.dataset.public_y, minlength=cast.dataset.classes) / len(cast.dataset.public_y)
-    usual = np.floor(count * share).astype(np.int64)
-    usual[np.argsort(usual - count * share, kind="stable")[: count - usual.sum()]] += 1
-    return usual
-
-
-def _figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """One attack's figures over all private pictures behind its guesses, those it left out included.
-
-    "best" is picked by the truth: the attacker cannot know which one it is. "chosen" is what it would pick itself: the
-    picture of the guess with the lowest loss of its own (in a batch, the middle one of that guess's pictures).
-    """
-    guessed = sum(bool(r["guess"]) for r in rows)
-    if not guessed:  # gray for all of them would be no figure of the attack's
-        names = ("psnr", "ssim", "gain", "floor")
-        none = {f"{n}_{which}": None for n in names for which in ("best", "median")}
-        return {"pictures": len(rows), "guessed": 0, "gain_highest": None} | none
-    best = max(rows, key=lambda r: r["psnr"])
-    middle = {name: median(r[name] for r in rows) for name in ("psnr", "ssim", "gain", "best_floor")}
-    trusted = [r for r in rows if r["loss"] == min(r["loss"] for r in rows)]
-    return {
-        "pictures": len(rows),
-        "guessed": guessed,
-        "psnr_best": best["psnr"],
-        "ssim_best": best["ssim"],
-        "gain_best": best["gain"],
-        "gain_highest": max(r["gain"] for r in rows),  # of any picture: the best by PSNR may be one with a high floor
-        "floor_best": best["best_floor"],
-        "psnr_median": middle["psnr"],
-        "ssim_median": middle["ssim"],
-        "gain_median": middle["gain"],
-        "floor_median": middle["best_floor"],
-        "psnr_chosen": median(r["psnr"] for r in trusted),
-        "gain_chosen": median(r["gain"] for r in trusted),
-        "floors": {name: median(r[f"floor_{name}"] for r in rows) for name in ("grey", "mean", "nearest")},
-        "success": {str(db): sum(r["psnr"] >= db for r in rows) / len(rows) for db in SUCCESS_DB},
-    }
-
-
-def _save(folder: Path, name: str, picture: np.ndarray) -> str:
+def save_picture(folder: Path, name: str, picture: np.ndarray) -> str:
+    """Write one picture (C, H, W) to the pictures/ of `folder`; its path from there."""
     path = folder / "pictures" / name
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.round(np.clip(picture, 0, 1) * 255).astype(np.uint8)

@@ -8,6 +8,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from typing import TYPE_CHECKING
 
 import networkx as nx
 import numpy as np
@@ -21,21 +22,26 @@ from veilmesh.crypto.pairwise import pair_public, pair_seed
 from veilmesh.peer.machine import Machine, PeerId
 from veilmesh.peer.transports.base import TRANSPORTS
 from veilmesh.peer.worker import Executor, with_errands
+from veilmesh.sim.invite import code_named
 from veilmesh.sim.overlay import Overlay
 from veilmesh.sim.privacy import require_privacy
 from veilmesh.sim.scenario import Choice, Scenario
 from veilmesh.swarm.aggregators.base import AGGREGATORS, Aggregator
-from veilmesh.swarm.guards.base import GUARDS
+from veilmesh.swarm.guards.base import GUARDS, Layout
 from veilmesh.swarm.sealer import Sealer
 from veilmesh.swarm.strategies.base import STRATEGIES, Kit, Strategy
 from veilmesh.swarm.strategies.gossip import GossipMachine
 from veilmesh.swarm.topology import TOPOLOGIES, Topology
 from veilmesh.tasks.data.base import SOURCES, Dataset
 from veilmesh.tasks.models.base import MODELS
-from veilmesh.tasks.models.build import build_model, check_fit, initial_vector
+from veilmesh.tasks.models.build import build_model, check_fit, initial_vector, layout
 from veilmesh.tasks.partition import PARTITIONS
+from veilmesh.tasks.private import require_apart
 from veilmesh.tasks.training import Trainer
 from veilmesh.tasks.work import Evaluate, Private, Settings, Train, batch_indices, poisson_indices
+
+if TYPE_CHECKING:
+    from torch import nn
 
 __all__ = ["Cast", "TrainingSource", "stem"]
 
@@ -87,15 +93,25 @@ class Cast:
         _can_outvote(scenario, strategy, rows)
         dataset: Dataset = scenario.task.build(SOURCES).load()
         if scenario.adversary and scenario.adversary.tamper:
-            scenario.adversary.tamper.build(TAMPERS).check(scenario.strategy.name, dataset.classes)
+            serves = not scenario.adversary.tampering
+            scenario.adversary.tamper.build(TAMPERS).check(scenario.strategy.name, dataset.classes, serves)
         shards = partition.split(dataset.train_y, scenario.peers, generator(scenario.seed, "partition"))
         model = scenario.model or _suitable(dataset)
         scenario = scenario.model_copy(update={"model": model})
         check_fit(model.name, dataset.per_pixel)
+        if scenario.door.open and code_named(model.model_dump()):
+            raise BadInput(
+                f"Nobody can join a mesh whose model is named by import path, as {model.name!r} is: no newcomer runs "
+                "what a stranger names; take another model, or leave door.open out."
+            )
         initial = initial_vector(model.name, model.options, dataset.shape, dataset.classes, scenario.seed)
+        if scenario.training.private:
+            require_apart(model.name, _network(model, dataset, scenario.seed), dataset.shape)
         cast = cls(scenario, dataset, tuple(shards), rows, initial)
         require_privacy(cast)  # what is asked for and cannot be had is said before anything is run for it
         first = cast.machine(0, [PeerId(n) for n in cast.names])  # refuses options that do not go together
+        for index in sorted(cast.tampering)[:1]:  # and what is to be crafted, and has no place in the network
+            cast.machine(index, [PeerId(n) for n in cast.names])
         if scenario.door.open and not isinstance(first, GossipMachine):
             raise BadInput(
                 f"Nobody can join a mesh of strategy {scenario.strategy.name!r} while it runs; take gossip or choco, "
@@ -122,13 +138,22 @@ class Cast:
     @property
     def tampering(self) -> frozenset[int]:
         """Members that are active adversaries."""
-        return self.scenario.adversary.tampering if self.scenario.adversary else frozenset()
+        adversary = self.scenario.adversary
+        if not adversary or not adversary.tamper:
+            return frozenset()
+        return adversary.tampering or frozenset([self.scenario.peers])  # the server, where it sits at the vantage
 
     @property
     def tamper(self) -> Tamper | None:
         """What they do."""
         adversary = self.scenario.adversary
         return adversary.tamper.build(TAMPERS) if adversary and adversary.tamper else None
+
+    @cached_property
+    def layout(self) -> Layout:
+        """What is where in a model's parameters."""
+        data, model = self.dataset, self.model
+        return tuple(layout(build_model(model.name, model.options, data.shape, data.classes, self.scenario.seed)))
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -174,6 +199,8 @@ class Cast:
             secrets.randbits(63) if is_open else scenario.seed,
             index,
             self._pairs(index),
+            self.layout if scenario.guards else (),
+            self.initial,
         )
         kit = Kit(
             me=ids[index],
@@ -205,7 +232,7 @@ class Cast:
     def _inside(self, index: int, ids: Sequence[PeerId], kit: Kit) -> tuple[Insider, np.random.Generator]:
         malicious = frozenset(ids[i] for i in self.tampering)
         rows = {ids[i]: {ids[j]: w for j, w in row.items()} for i, row in self.rows.items()}
-        return Insider(kit, malicious, rows), generator(self.scenario.seed, "tamper", index)
+        return Insider(kit, malicious, rows, self.public(ids)), generator(self.scenario.seed, "tamper", index)
 
     def trainer(self, index: int) -> Trainer:
         """What runs member `index`'s work. The server has no data of its own and only evaluates."""
@@ -220,7 +247,7 @@ class Cast:
             y,
             data.test_x,
             data.test_y,
-            build=partial(build_model, model.name, model.options, data.shape, data.classes, scenario.seed),
+            build=partial(_network, model, data, scenario.seed),
             settings=self._settings(),
             seed=scenario.seed,
             peer_index=index,
@@ -314,11 +341,16 @@ class Cast:
             peers=tuple(ids),
             server=ids[-1] if self.centralised else None,
             pictures=self.dataset.public_x,
+            picture_labels=self.dataset.public_y,
         )
 
     def keeps(self, index: int) -> bool:
         """Whether member `index`'s tap is to be written."""
         return self.scenario.keeps(self.names[index])
+
+
+def _network(model: Choice, data: Dataset, seed: int) -> "nn.Module":
+    return build_model(model.name, model.options, data.shape, data.classes, seed)
 
 
 def _suitable(dataset: Dataset) -> Choice:

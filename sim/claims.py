@@ -3,8 +3,11 @@
 A check is one comparison (`A >= B`) or one statement about a trend (`increasing(psnr_best, by='model.width')`). Terms:
 numbers, + - * /, and `best | worst | mean | median | spread(FIGURE, axis='value', attack='name')`, where FIGURE is a
 field of a run's summary or of one of its attacks (dots reach inside: `floors.nearest`, and brackets where a name is no
-word: `success['20']`), and the rest chooses the cells. Nothing else is a term: a check is read, never executed.
-Where a chosen cell lacks the figure the claim is not run, and what is not a number never holds.
+word: `success['20']`), and the rest chooses the cells. `low` and `high` are the ends of the 95 % interval of the mean
+over the chosen cells, by Student's t: with a `seed` axis, how far another seed might have moved it
+(`low(gain_mean, attack='analytic') > 0`); several figures of one cell count as their mean, and of one cell there is
+none. Nothing else is a term: a check is read, never executed. Where a chosen cell lacks the figure the claim is not
+run, and what is not a number never holds.
 """
 
 import ast
@@ -16,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from veilmesh.core import BadInput, LocalError
+from veilmesh.sim.intervals import t_interval
 
 __all__ = ["Claim", "Verdict", "judge"]
 
@@ -42,6 +46,7 @@ _COLLECT: dict[str, Callable[[Sequence[float]], float]] = {
     "spread": lambda v: max(v) - min(v),
     "count": lambda v: float(len(v)),
 }
+_BOUNDS = ("low", "high")  # of an interval over cells
 _ATTACKS = ("attack", "vantage", "title")  # what chooses among a cell's attacks, and no axis
 _TRENDS: dict[str, Callable[[float, float], bool]] = {"increasing": operator.lt, "decreasing": operator.gt}
 
@@ -126,11 +131,11 @@ def _read_term(node: ast.expr) -> None:
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _ARITHMETIC:
             _read_term(left)
             _read_term(right)
-        case ast.Call(func=ast.Name(id=name), args=[figure]) if name in _COLLECT:
+        case ast.Call(func=ast.Name(id=name), args=[figure]) if name in (*_COLLECT, *_BOUNDS):
             _where(node)
             _path(figure)
         case _:
-            known = ", ".join(_COLLECT)
+            known = ", ".join([*_COLLECT, *_BOUNDS])
             raise BadInput(f"{ast.unparse(node)!r} is not a term of a check; known: {known}, abs, numbers.")
 
 
@@ -179,6 +184,8 @@ def _value(node: ast.expr, cells: Cells) -> float:
             return _ARITHMETIC[type(op)](_value(left, cells), _value(right, cells))
         case ast.Call(func=ast.Name(id=name), args=[figure]) if name in _COLLECT:
             return _collect(name, figure, _where(node), cells)
+        case ast.Call(func=ast.Name(id=name), args=[figure]) if name in _BOUNDS:
+            return _bound(name, figure, _where(node), cells)
         case ast.Call(func=ast.Name(id="abs"), args=[inner], keywords=[]):
             return abs(_value(inner, cells))
     raise LocalError(f"{ast.unparse(node)!r} was read as a check, and is none")
@@ -192,6 +199,18 @@ def _collect(name: str, figure: ast.expr, where: Mapping[str, Any], cells: Cells
     if any(math.isnan(v) for v in values):
         return math.nan  # max and min would pass over it; so nothing that rests on it holds
     return _COLLECT[name](values)
+
+
+def _bound(name: str, figure: ast.expr, where: Mapping[str, Any], cells: Cells) -> float:
+    """An end of the interval of the mean over cells: what is of one cell is not independent, and counts once."""
+    found = [_figures(cell, figure, where) for cell in _chosen(cells, where)]
+    means = [statistics.fmean(values) for values in found if values]
+    if not all(map(math.isfinite, means)):
+        return math.nan
+    interval = t_interval(means)
+    if interval is None:
+        raise _Missing(f"{name} of {ast.unparse(figure)} needs two cells or more, and there are {len(means)}")
+    return interval[_BOUNDS.index(name)]
 
 
 def _where(node: ast.expr) -> dict[str, Any]:

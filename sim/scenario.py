@@ -99,7 +99,7 @@ class Adversary(_Strict):
 
     @property
     def tampering(self) -> frozenset[int]:
-        """The peers that tamper, by number."""
+        """The peers that tamper, by number. Where the server does, `Cast.tampering` has its number."""
         alone = [int(self.vantage.removeprefix("peer:"))] if self.vantage.startswith("peer:") else []
         return frozenset(self.peers or alone) if self.tamper else frozenset()
 
@@ -269,7 +269,7 @@ class Scenario(_Strict):
             raise ValueError(f"there is no peer {behind} behind a relay, among {self.peers} (they count from 0)")
         if adversary.peers and not adversary.tamper:
             raise ValueError("adversary.peers are those that tamper; set adversary.tamper too, or leave them out")
-        if adversary.tamper and not adversary.tampering:
+        if adversary.tamper and not adversary.tampering and adversary.vantage != "server":
             raise ValueError(f"{adversary.vantage!r} is no peer, and peers tamper; name them in adversary.peers")
         if adversary.peers and max(adversary.peers) >= self.peers:
             raise ValueError(f"there is no peer:{max(adversary.peers)} to tamper among {self.peers} (counted from 0)")

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from veilmesh.attacks.view import ATTACKS
+from veilmesh.attacks.inference.base import registry_of
 from veilmesh.core import BadInput
 from veilmesh.core.registry import first_complaint, unknown
 from veilmesh.sim.cell import Cell, shrunk
@@ -51,7 +51,7 @@ class _Attack(BaseModel):
 
     def check(self, axes: Mapping[str, list[Any]]) -> None:
         """Raises BadInput if there is no such attack, option, axis or value: before anything is run for it."""
-        self.assignment().attack.build(ATTACKS)
+        self.assignment().attack.build(registry_of(self.name))
         for axis, wanted in self.where.items():
             for value in wanted if isinstance(wanted, list) else [wanted]:
                 _require_place(f"attack {self.name!r}", axis, value, axes)

@@ -8,8 +8,8 @@ from typing import Any
 from veilmesh.attacks.traffic import Traffic, learn
 from veilmesh.attacks.view import observe
 from veilmesh.peer.machine import PeerId
-from veilmesh.sim.audit import transcript
 from veilmesh.sim.cast import Cast
+from veilmesh.sim.observation import transcript
 from veilmesh.sim.record import read_json, write_json
 
 __all__ = ["attach_traffic", "passes", "traffic"]

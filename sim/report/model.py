@@ -18,6 +18,7 @@ __all__ = [
     "Claim",
     "Guarantee",
     "Guessed",
+    "Inferred",
     "Lengths",
     "Metric",
     "Peer",
@@ -87,15 +88,31 @@ class Guessed:
     victim: Words = ""
     round: int | None = None
     psnr: float | None = None
+    psnr_shifted: float | None = None
     ssim: float | None = None
     best_floor: float | None = None
     floor_nearest: float | None = None
+    floor_blind: float | None = None
+    identified: bool | None = None
     truth: str = ""
     guess: str = ""
     floor: str = ""
     label: int | None = None
     label_ok: bool | None = None
     loss: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Inferred:
+    """How well scores tell members from others, or who has a property: AUC, beside what knowing nothing has."""
+
+    auc: float | None = None
+    auc_low: float | None = None
+    auc_high: float | None = None
+    auc_floor_low: float | None = None
+    auc_floor_high: float | None = None
+    accuracy_balanced: float | None = None
+    tpr_1: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +137,25 @@ class Attacked:
     labels_right: float | None = None
     labels_floor: float | None = None
     success: Mapping[str, float] = field(default_factory=dict)
+    success_floor: Mapping[str, float] = field(default_factory=dict)
+    psnr_mean: float | None = None  # over all pictures, with the ends of its 95 % interval
+    psnr_low: float | None = None
+    psnr_high: float | None = None
+    gain_mean: float | None = None
+    gain_low: float | None = None
+    gain_high: float | None = None
+    interval_over: Words = ""
+    floor_blind: float | None = None  # public pictures drawn at random and matched as the guesses were: their mean
+    psnr_shifted_median: float | None = None
+    identified: float | None = None
+    identified_floor: float | None = None
+    gallery: int | None = None
+    easier: tuple[Words, ...] = ()
+    infers: Words = ""  # "members", by kind of model, or "property"; of a reconstruction nothing
+    local: Inferred | None = None
+    marginalised: Inferred | None = None
+    consensus: Inferred | None = None
+    told: Inferred | None = None
     cpu_seconds: float | None = None
     guesses: tuple[Guessed, ...] = ()
 

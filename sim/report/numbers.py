@@ -3,7 +3,10 @@
 import json
 from collections.abc import Mapping
 
-__all__ = ["NOTHING", "amount", "decibels", "described", "duration", "gain", "percent", "share", "similarity", "times"]
+__all__ = [
+    "NOTHING", "amount", "decibels", "described", "duration", "gain", "interval", "percent", "share", "shares",
+    "similarity", "times",
+]  # fmt: skip
 
 NOTHING = "–"
 _UNITS = ("B", "kB", "MB", "GB", "TB")
@@ -21,6 +24,14 @@ def gain(value: float | None) -> str:
     return NOTHING if value is None else f"{value:+.1f}".replace("-", _MINUS)
 
 
+def interval(low: float | None, high: float | None, *, signed: bool = False) -> str:
+    """The ends of an interval of decibels; empty where there is none."""
+    if low is None or high is None:
+        return ""
+    form = gain if signed else decibels
+    return f"{form(low)} to {form(high)}"
+
+
 def similarity(value: float | None) -> str:
     """An SSIM, to two places."""
     return NOTHING if value is None else f"{value:.2f}".replace("-", _MINUS)
@@ -34,6 +45,13 @@ def percent(value: float | None) -> str:
 def share(value: float | None) -> str:
     """A share in [0, 1] as a whole percentage."""
     return NOTHING if value is None else f"{100 * value:.0f}{_SPACE}%"
+
+
+def shares(values: Mapping[str, float]) -> str:
+    """Several shares in one cell, as whole percentages: 80 / 60 / 40 %."""
+    if not values:
+        return NOTHING
+    return f"{' / '.join(f'{100 * value:.0f}' for value in values.values())}{_SPACE}%"
 
 
 def amount(value: float | None) -> str:

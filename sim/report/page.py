@@ -20,6 +20,7 @@ from veilmesh.sim.report.charts import BYTES, SECONDS, Chart, line_chart
 from veilmesh.sim.report.costs import Arm, arms, by_bytes, by_time, costs
 from veilmesh.sim.report.curves import Series, accuracy, loss
 from veilmesh.sim.report.gallery import galleries
+from veilmesh.sim.report.inferred import inferred
 from veilmesh.sim.report.load import read_report
 from veilmesh.sim.report.mesh import mesh_drawing, mesh_kinds
 from veilmesh.sim.report.model import Report, Run
@@ -60,6 +61,7 @@ def _parts(report: Report) -> dict[str, Any]:
         "rows": list(rows([(run.label, run.summary) for run in runs])),
         "galleries": [gallery for run in runs for gallery in galleries(run)],
         "strips": _strips(report),
+        "inferred": inferred(rows([(run.label, run.summary) for run in runs])),
         "curves": _curves(runs),
         "costs": _costs(runs),
         "meshes": _meshes(runs),
@@ -76,9 +78,10 @@ def _environment() -> Environment:
     env = Environment(
         autoescape=True, undefined=StrictUndefined, loader=FunctionLoader(_asset), trim_blocks=True, lstrip_blocks=True
     )
-    names = ("amount", "decibels", "described", "duration", "gain", "percent", "share", "similarity")
+    names = ("amount", "decibels", "described", "duration", "gain", "percent", "share", "shares", "similarity")
     env.filters.update({name: getattr(numbers, name) for name in names})
     env.filters["figure"] = _figure
+    env.globals["interval"] = numbers.interval
     env.filters["by_run"] = _by_run
     return env
 

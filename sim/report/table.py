@@ -1,19 +1,21 @@
 """The report's one table, and its claims, for the terminal."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from veilmesh.sim.report.inferred import inferred
 from veilmesh.sim.report.load import cleaned, labelled, validated
 from veilmesh.sim.report.model import Attacked, Cell, Claim, Summary
-from veilmesh.sim.report.numbers import amount, decibels, duration, gain, percent, similarity
+from veilmesh.sim.report.numbers import amount, decibels, duration, gain, interval, percent, share, shares, similarity
 from veilmesh.sim.report.rows import Row, rows
 from veilmesh.sim.report.sections import tally
 
-__all__ = ["claims_table", "summary_table"]
+__all__ = ["claims_table", "inferred_table", "scores_table", "summary_table"]
 
 _COLUMNS = ("PSNR", "floor", "gain", "median", "SSIM", "accur.", "bytes", "time")
 
@@ -30,7 +32,10 @@ def summary_table(summaries: Iterable[Mapping[str, Any] | None]) -> Table:
         "all pictures. Floor: the best guess made without any information. Accuracy: mean of those who finished. "
         f"Bytes: sent by each peer in each round, {_counted(named)}."
     )
-    table = Table(caption=caption, header_style="bold", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    marks = _marks(row.attacked for row in rows(named) if row.attacked)
+    if marks:
+        caption += " Easier than ordinary training: " + ", ".join(f"[{n}] {what}" for what, n in marks.items()) + "."
+    table = _plain(caption)
     table.add_column("run, and who attacked it")
     for name in _COLUMNS:
         table.add_column(name, justify="right", no_wrap=True)
@@ -39,8 +44,46 @@ def summary_table(summaries: Iterable[Mapping[str, Any] | None]) -> Table:
         if row.run != last:
             table.add_row(*_run_cells(row))
         if row.attacked:
-            table.add_row(*_attack_cells(row, row.attacked))
+            table.add_row(*_attack_cells(row, row.attacked, marks))
         last = row.run
+    return table
+
+
+def scores_table(summaries: Iterable[Mapping[str, Any] | None]) -> Table | None:
+    """Every attack's mean with its 95 % interval, what blind guesses score, the shares that reach so many decibels, and
+    the share that was identified; None where no attack guessed at pictures. Takes what `summary_table` takes."""
+    found = [row for row in rows(_named(list(summaries))) if row.attacked and row.attacked.psnr_mean is not None]
+    if not found:
+        return None
+    table = _plain(
+        "Means over all pictures, with 95 % intervals over pictures (over whole batches, where there are several). "
+        "Blind: public pictures drawn at random, matched one to one as the guesses are. Identified: the picture is the "
+        "nearest of a gallery to its guess; in brackets, what the best guess without any information has."
+    )
+    table.add_column("run, and attack", overflow="fold")
+    for name in ("PSNR", "blind", "gain", "20/25/30 dB", "identified"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in found:
+        if row.attacked:
+            table.add_row(Text(f"{row.label}\n  {row.attacked.called}"), *map(Text, _score_cells(row.attacked)))
+    return table
+
+
+def inferred_table(summaries: Iterable[Mapping[str, Any] | None]) -> Table | None:
+    """What every inference told, by kind of model; None where there was none. Takes what `summary_table` takes."""
+    found = inferred(rows(_named(list(summaries))))
+    if not found:
+        return None
+    table = _plain(
+        "AUC: the chance that a member scores above another; 95 % intervals over candidates. By chance: where scores "
+        "that know nothing lie 95 times in 100. Hits: members found at 1 % of false alarms."
+    )
+    table.add_column("run, and attack", overflow="fold")
+    for name in ("read from", "AUC", "by chance", "accuracy", "hits"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for one in found:
+        auc = Text(f"{one.auc}\n{one.interval}", "bold" if one.above else "")
+        table.add_row(Text(f"{one.label}\n  {one.attack}"), one.model, auc, one.chance, one.accuracy, one.hits)
     return table
 
 
@@ -79,9 +122,32 @@ def _run_cells(row: Row) -> list[Text]:
     return [Text(row.label, "bold"), *[Text("")] * 5, *map(Text, costs)]
 
 
-def _attack_cells(row: Row, attacked: Attacked) -> list[Text]:
-    """An attack on the run above it."""
+def _plain(caption: str) -> Table:
+    return Table(caption=escape(caption), header_style="bold", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+
+
+def _marks(attacks: Iterable[Attacked]) -> dict[str, int]:
+    """Every easier setting that any attack had, numbered for the caption: a terminal has no room beside the names."""
+    settings = dict.fromkeys(what for attacked in attacks for what in attacked.easier)
+    return {what: at for at, what in enumerate(settings, 1)}
+
+
+def _score_cells(attacked: Attacked) -> Sequence[str]:
+    """Figures, each with its interval below it."""
+    return (
+        f"{decibels(attacked.psnr_mean)}\n{interval(attacked.psnr_low, attacked.psnr_high)}",
+        decibels(attacked.floor_blind),
+        f"{gain(attacked.gain_mean)}\n{interval(attacked.gain_low, attacked.gain_high, signed=True)}",
+        shares(attacked.success),
+        f"{share(attacked.identified)} ({share(attacked.identified_floor)})",
+    )
+
+
+def _attack_cells(row: Row, attacked: Attacked, marks: Mapping[str, int]) -> list[Text]:
+    """An attack on the run above it, with the numbers of what made it easier."""
     place = row.attacker.split(",")[0]  # a terminal is narrow: where exactly is for the page to say
+    easier = "".join(f"[{marks[what]}]" for what in attacked.easier)
     scores = [decibels(attacked.psnr_best), decibels(attacked.floor_best), gain(attacked.gain_best)]
     scores += [decibels(attacked.psnr_median), similarity(attacked.ssim_best)]
-    return [Text(f"  {place}: {attacked.called}"), *map(Text, scores), *[Text("")] * 3]
+    name = f"  {place}: {attacked.called}" + (f" {easier}" if easier else "")
+    return [Text(name), *map(Text, scores), *[Text("")] * 3]

@@ -14,6 +14,7 @@ from veilmesh.peer.machine import PeerId
 from veilmesh.sim.audit import audit, open_run
 from veilmesh.sim.cast import Cast
 from veilmesh.sim.network import run_in_virtual_time
+from veilmesh.sim.observation import told_labels
 from veilmesh.sim.scenario import Choice, Scenario
 from veilmesh.sim.score import psnr
 
@@ -175,3 +176,128 @@ def test_a_transcript_that_reached_its_budget_says_so(tmp_path: Path) -> None:
     run_in_virtual_time(cast, tmp_path, lambda index, note, t, traffic: heard.append(note.kind))
     assert heard.count("transcript-full") == 2
     assert all(file.stat().st_size <= 30_100 for file in (tmp_path / "transcript").iterdir())
+
+
+def test_every_figure_has_its_floor_and_its_interval_beside_it(run: Path, planted: type[Planted]) -> None:
+    planted.says = lambda view: [guess(v, r, truth(run, v, r)[: 2 + r], loss=0.5) for v in (0, 2) for r in (0, 1)]
+    row = looked(run)
+    assert (row["pictures"], row["guessed"], row["interval_over"]) == (4 * BATCH, 10, "batches")
+    for name in ("psnr", "gain"):
+        assert row[f"{name}_low"] <= row[f"{name}_mean"] <= row[f"{name}_high"]
+        assert row[f"{name}_low"] < row[f"{name}_high"]
+    for db in ("20", "25", "30"):
+        assert row["success"][db] == 10 / 16
+        assert row["success_low"][db] < 10 / 16 < row["success_high"][db]
+        assert 0 <= row["success_floor"][db] < row["success"][db]
+    assert set(row["floors"]) == {"grey", "mean", "nearest", "blind", "shifted"}
+    assert row["floors"]["blind"] <= row["floors"]["nearest"]
+    assert row["floor_blind"] < row["psnr_mean"]
+    assert row["psnr_shifted_median"] >= row["psnr_median"]
+    for each in row["guesses"]:
+        assert each["floor_blind"] <= each["floor_nearest"]
+        assert each["floor_blind"] <= each["floor_shifted"]
+
+
+def test_one_picture_has_a_mean_and_no_interval(run: Path, planted: type[Planted]) -> None:
+    cast, _ = open_run(run)
+    training = cast.scenario.training.model_copy(update={"batch": 1})
+    planted.says = lambda view: [guess(0, 0, [GREY])]
+    row = looked(run, training=training)
+    assert (row["pictures"], row["psnr_low"], row["psnr_high"]) == (1, None, None)
+    assert row["psnr_mean"] == row["psnr_best"]
+
+
+def test_a_batch_is_looked_at_picture_by_picture_where_it_is_the_only_one(run: Path, planted: type[Planted]) -> None:
+    planted.says = lambda view: [guess(0, 0, truth(run, 0, 0)[:2])]
+    assert looked(run)["interval_over"] == "pictures"
+
+
+def test_a_faint_picture_is_identified_and_a_gray_one_is_not(run: Path, planted: type[Planted]) -> None:
+    planted.says = lambda view: [guess(0, 0, 0.5 * truth(run, 0, 0) + 0.25)]
+    row = looked(run)
+    assert row["psnr_best"] < 16
+    assert row["identified"] == 1.0
+    assert 0 < row["identified_floor"] < 0.2
+    assert row["identified_low"] < 1.0 == row["identified_high"]
+    assert row["gallery"] > 50
+    planted.says = lambda view: [guess(0, 0, [GREY] * BATCH)]
+    assert looked(run)["identified"] <= looked(run)["identified_floor"]
+
+
+def test_what_an_attack_has_not_is_there_without_a_value(run: Path, planted: type[Planted]) -> None:
+    planted.says = lambda view: [guess(0, 0, truth(run, 0, 0))]
+    whole = looked(run)
+    planted.says = lambda view: [guess(0, 0, [])]
+    nothing = looked(run)
+    figures = {k for k, v in whole.items() if isinstance(v, float) and not k.startswith(("labels", "cpu"))}
+    assert {name for name in figures if name not in nothing} == {"psnr_chosen", "gain_chosen"}
+    assert all(nothing[name] is None for name in figures & nothing.keys())
+
+
+@dataclass(frozen=True)
+class Helped(Planted):
+    """The same, with the option that inversion attacks have."""
+
+    labels: str = "inferred"
+
+
+@pytest.mark.parametrize("labels", ["inferred", "told"])
+def test_labels_are_told_only_where_that_was_asked_for_and_then_it_is_said(
+    run: Path, planted: type[Planted], monkeypatch: pytest.MonkeyPatch, labels: str
+) -> None:
+    monkeypatch.setitem(ATTACKS._classes, "planted", Helped)
+    Helped.says = lambda view: [guess(0, 0, [GREY] * BATCH, labels=[1] * BATCH), guess(0, 1, [GREY] * BATCH)]
+    cast, ids = open_run(run)
+    row = audit(run, cast, ids, Choice(name="planted", labels=labels), "peer:1")
+    [(view, _)] = Helped.seen
+    if labels == "inferred":
+        assert view.told is None
+        assert row["easier"] == []
+        assert row["labels_right"] is not None
+    else:
+        told = view.told(PeerId("peer:0"), 1)
+        assert told.tolist() == sorted(cast.dataset.train_y[cast.drawn(0, 1)].tolist())
+        assert row["easier"] == ["labels told"]
+        assert row["labels_right"] is None  # nobody found them out
+
+
+def test_a_row_names_what_made_it_easier(run: Path, planted: type[Planted]) -> None:
+    planted.says = lambda view: [guess(0, 0, truth(run, 0, 0))]
+    assert looked(run)["easier"] == ["untrained network (round 0 only)"]
+    planted.says = lambda view: [guess(0, 1, truth(run, 0, 1))]
+    assert looked(run)["easier"] == []
+
+
+def test_labels_of_several_steps_are_told_step_by_step() -> None:
+    training = {"batch": 3, "local_steps": 2}
+    cast = Cast.prepare(Scenario.parse({**SCENARIO, "training": training}))
+    ids = [PeerId(name) for name in cast.names]
+    told = told_labels(cast, ids)(ids[0], 1)
+    drawn = cast.dataset.train_y[cast.drawn(0, 1)]
+    assert told.tolist() == [*sorted(drawn[:3].tolist()), *sorted(drawn[3:].tolist())]
+
+
+@dataclass(frozen=True)
+class OfPixels(Planted):
+    """An attack that can work where pixels have labels."""
+
+    per_pixel: ClassVar[bool] = True
+
+
+def test_where_pixels_have_labels_an_attack_says_whether_it_can(
+    tmp_path: Path, run: Path, planted: type[Planted], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same run, its labels made masks: pictures are scored as ever, labels are not."""
+    cast, ids = open_run(run)
+    masks = np.repeat(cast.dataset.train_y, 64).reshape(-1, 8, 8)
+    kinds = {name: np.repeat(getattr(cast.dataset, name), 64).reshape(-1, 8, 8) for name in ("test_y", "public_y")}
+    cast = replace(cast, dataset=replace(cast.dataset, train_y=masks, **kinds))
+    with pytest.raises(BadInput, match="labels pixels"):
+        audit(run, cast, ids, Choice(name="planted"), "peer:1")
+    monkeypatch.setitem(ATTACKS._classes, "planted", OfPixels)
+    right = truth(run, 0, 0)
+    whole = replace(guess(0, 0, right), labels=np.zeros((BATCH, 8, 8), np.int64))
+    OfPixels.says = lambda view: [whole]
+    row = audit(run, cast, ids, Choice(name="planted"), "peer:1")
+    assert (row["psnr_best"], row["labels_right"], row["identified"]) == (60, None, 1.0)
+    assert [each["label"] for each in row["guesses"]] == [None] * BATCH

@@ -51,7 +51,8 @@ def check(text: str, cells: Any = CELLS) -> Verdict:
         ("best(floors.nearest) == 12.5", True), ("best(success['20']) == 0.75", True),
         ("best(psnr_best, arm='swarm', task='faces') - best(psnr_best, arm='star') <= 1", True),
         ("best(psnr_best, arm='star') - best(psnr_best, arm='swarm', task='faces') > 0", False),
-        ("best(accuracy, **{'arm': 'star'}) == 0.8", True),
+        ("best(accuracy, **{'arm': 'star'}) == 0.8", True), ("low(accuracy) < mean(accuracy)", True),
+        ("high(accuracy) > mean(accuracy)", True), ("abs(high(finished) - mean(finished) - 1.434) < 1e-3", True),
         ("best(accuracy) / worst(accuracy) < 1.3", True),
     ],
 )  # fmt: skip
@@ -103,7 +104,7 @@ def test_a_trend_with_a_hole_in_it_is_not_run() -> None:
     assert verdict.got == "not run: 32 has no psnr"
 
 
-@pytest.mark.parametrize("term", ["best", "worst", "mean", "median", "spread", "count"])
+@pytest.mark.parametrize("term", ["best", "worst", "mean", "median", "spread", "count", "low", "high"])
 def test_a_run_that_lacks_the_figure_is_not_passed_over(term: str) -> None:
     """Three seeds of which one fell apart: what the other two say is not what was claimed."""
     cells = [cell({"seed": seed}, accuracy=value) for seed, value in ((0, 0.95), (1, None), (2, 0.96))]
@@ -118,7 +119,7 @@ def test_an_attack_that_saw_nothing_is_not_passed_over() -> None:
     assert check("best(psnr_best, attack='cosine') <= 31", cells).holds is None
 
 
-@pytest.mark.parametrize("term", ["best", "worst", "mean", "median", "spread", "count"])
+@pytest.mark.parametrize("term", ["best", "worst", "mean", "median", "spread", "count", "low", "high"])
 @pytest.mark.parametrize("sign", [">=", "<=", "<", ">", "=="])
 @pytest.mark.parametrize("at", [0, 1])
 def test_what_is_not_a_number_never_holds(term: str, sign: str, at: int) -> None:
@@ -128,6 +129,20 @@ def test_what_is_not_a_number_never_holds(term: str, sign: str, at: int) -> None
     assert check(f"{term}(psnr) {sign} 1", cells).holds is False
     assert check(f"abs({term}(psnr) - 1) {sign} 0", cells).holds is False
     assert check("increasing(psnr, by='seed')", cells).holds is False
+
+
+def test_bounds_are_of_the_mean_over_cells_and_a_cell_counts_once() -> None:
+    """Two attacks on one run share its seed: they are no two runs."""
+    pairs = [(1.0, 3.0), (3.0, 3.0), (4.0, 4.0)]
+    cells = [cell({"seed": s}, (attack("a", x), attack("b", y))) for s, (x, y) in enumerate(pairs)]
+    low, high = (float(check(f"{end}(psnr_best) < 0", cells).got) for end in ("low", "high"))
+    assert (low, high) == pytest.approx((3 - 4.302653 / 3**0.5, 3 + 4.302653 / 3**0.5), abs=2e-3)
+
+
+def test_one_cell_has_no_bounds() -> None:
+    verdict = check("low(accuracy, arm='star') > 0.5")
+    assert verdict.holds is None
+    assert verdict.got == "not run: low of accuracy needs two cells or more, and there are 1"
 
 
 def test_a_claim_says_how_it_chooses_cells() -> None:
@@ -148,7 +163,7 @@ def test_a_verdict_says_what_was_wanted_and_what_came_out() -> None:
         "best(nothing) > 1", "best(accuracy, arm='other') > 1", "best(accuracy, other='swarm') > 1",
         "best(psnr_best, attack='other') > 1", "best(failed) > 1", "best(floors.farthest) > 1",
         "best(accuracy.of.what) > 1", "best(psnr_best, attack='labels') > 1", "1 < best(nothing)",
-        "best(arm) > 0",
+        "best(arm) > 0", "low(accuracy, arm='star') > 0", "high(psnr_best, task='digits') > 0", "low(nothing) < 1",
     ],
 )  # fmt: skip
 def test_a_figure_that_nothing_has_is_not_run(text: str) -> None:
@@ -179,6 +194,7 @@ def test_no_cells_at_all_are_not_run() -> None:
         "best(accuracy, finished) > 0", "best() > 0", "best(*accuracy) > 0", "best(1) > 0", "best('accuracy') > 0",
         "best(floors[0]) > 0", "best(floors[x]) > 0", "abs() > 0", "abs(1, 2) > 0", "abs(x=1) > 0", "abs(accuracy) > 0",
         "max(accuracy) > 0", "eval('1') > 0", "print(1) < 2", "getattr(accuracy, 'x') > 0",
+        "low(1) > 0", "high() > 0", "low(accuracy, finished) > 0",
         "increasing(accuracy)", "increasing(by='arm')", "increasing(accuracy, finished, by='arm')",
         "increasing(accuracy, by=arm)", "increasing(1, by='arm')", "increasing(accuracy, by='arm') > 0",
         "increasing(accuracy, by='arm') == increasing(finished, by='arm')", "rising(accuracy, by='arm')",

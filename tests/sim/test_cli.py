@@ -71,7 +71,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_help_names_every_command(inside: Callable[..., Said]) -> None:
     said = inside("--help").stdout
-    for command in ("up", "study", "attack", "report", "list", "doctor"):
+    for command in ("up", "study", "attack", "view", "replay", "report", "list", "doctor"):
         assert f" {command} " in said
         assert inside(command, "--help").returncode == 0
 
@@ -129,6 +129,42 @@ def test_a_finished_run_can_be_attacked_and_reported(finished: Path) -> None:
     assert all((finished / guess["truth"]).exists() for guess in row["guesses"])
     assert veilmesh("report", str(finished), cwd=finished.parent).returncode == 0
     assert "cosine-inversion" in (finished / "report.html").read_text()
+
+
+def test_a_view_is_written_and_attacked_with_nothing_else_at_hand(
+    finished: Path, inside: Callable[..., Said], tmp_path: Path
+) -> None:
+    """In another process, the pictures are those of the attack on the run itself."""
+    asked = ["--attack", "cosine-inversion", "--set", "iterations=5"]
+    assert inside("attack", str(finished), "--vantage", "peer:1", *asked).returncode == 0
+    [row] = [
+        a for a in json.loads((finished / "summary.json").read_text())["attacks"] if a["options"]["iterations"] == 5
+    ]
+    written = inside("view", str(finished), "--vantage", "peer:1", "--out", "seen.view")
+    assert written.returncode == 0, written.stderr
+    replayed = veilmesh("replay", "seen.view", *asked, "--out", "guessed", cwd=tmp_path)
+    assert replayed.returncode == 0, replayed.stderr
+    assert "guessed 2 pictures of 2 batches" in replayed.stdout
+    said = json.loads((tmp_path / "guessed" / "guesses.json").read_text())["guesses"]
+    assert not any("psnr" in guess for guess in said)
+    ours = sorted((tmp_path / "guessed" / name).read_bytes() for guess in said for name in guess["files"])
+    assert ours == sorted((finished / guess["guess"]).read_bytes() for guess in row["guesses"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["view", "RUN", "--vantage", "peer:0", "--out", "x"], "was not kept"),
+        (["view", "nowhere", "--vantage", "peer:1", "--out", "x"], "nowhere"),
+        (["replay", "nowhere", "--attack", "analytic"], "cannot be read"),
+        (["replay", "RUN/summary.json", "--attack", "analytic"], "no stored view"),
+        (["attack", "RUN", "--vantage", "peer:1", "--attack", "analytic", "--device", "cuda"], "leave --device cuda"),
+    ],
+)
+def test_what_cannot_be_viewed_or_replayed_is_a_sentence(
+    finished: Path, inside: Callable[..., Said], arguments: list[str], words: str
+) -> None:
+    assert words in complaint(inside(*[part.replace("RUN", str(finished)) for part in arguments]))
 
 
 def test_a_view_that_was_not_kept_cannot_be_attacked(finished: Path) -> None:

@@ -12,9 +12,10 @@ from veilmesh.attacks.sums import group_sums, remaining
 from veilmesh.attacks.view import View, observe
 from veilmesh.core import LocalError, seed_number
 from veilmesh.peer.transcript import read_transcript
-from veilmesh.sim.audit import _own, audit, open_run
+from veilmesh.sim.audit import audit, open_run
 from veilmesh.sim.cast import Cast
 from veilmesh.sim.network import run_in_virtual_time
+from veilmesh.sim.observation import own_data
 from veilmesh.sim.scenario import Choice, Scenario
 from veilmesh.swarm.schedule import cohorts
 from veilmesh.tasks.work import Train
@@ -40,7 +41,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def seen(run: Path, places: str) -> tuple[Cast, View]:
     cast, ids = open_run(run)
     place = cast.vantage(places, ids)
-    return cast, observe(place, read_transcript(run / "transcript"), cast.public(ids), _own(cast, ids, place))
+    return cast, observe(place, read_transcript(run / "transcript"), cast.public(ids), own_data(cast, ids, place))
 
 
 def updates(cast: Cast, view: View, round_: int, start: np.ndarray, members: list[int]) -> np.ndarray:

@@ -1,5 +1,7 @@
 """An invite is one string, whole or refused with one sentence."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -49,3 +51,24 @@ def test_anything_else_is_refused(text: str, raw: bytes) -> None:
     for other in (text, "vm1." + text, "vm1." + checked):
         with pytest.raises(BadInput, match="not a whole invite"):
             Invite.parse(other)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"name": "module", "path": "os:system", "options": {"command": "true"}},
+        "module-per-pixel",
+        {"name": b"module", "path": "a:b"},  # a scenario would read it as text
+        {"name": "imprinted", "inner": {"name": "module", "path": "a:b"}},
+        {"name": "imprinted", "inner": [{"name": "module"}]},
+    ],
+)
+def test_a_stranger_names_no_code_to_import(model: object) -> None:
+    text = replace(made(), scenario={**made().scenario, "model": model}).to_string()
+    with pytest.raises(BadInput, match="what a stranger names is not run here"):
+        Invite.parse(text)
+
+
+def test_a_stranger_may_name_any_network_of_ours() -> None:
+    text = replace(made(), scenario={**made().scenario, "model": {"name": "resnet", "depth": 8}}).to_string()
+    assert Invite.parse(text).scenario["model"]["name"] == "resnet"

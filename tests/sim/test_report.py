@@ -28,6 +28,7 @@ from veilmesh.sim.report.rows import position
 from veilmesh.sim.report.scales import ticks
 from veilmesh.sim.report.sections import endings, refusals
 from veilmesh.sim.report.sections import settings as settings_of
+from veilmesh.sim.report.table import scores_table
 
 EVIL = '<script>alert(1)</script>"><img src=x onerror=alert(2)>&\u202eevil\x00'
 
@@ -418,3 +419,58 @@ def test_the_terminal_tables_never_read_markup() -> None:
     assert "[bold]y" in claims
     assert "FAILS" in claims
     assert "claims: 0 hold, 1 fail, 0 not run" in claims
+
+
+HONEST = {
+    "psnr_mean": 21.25, "psnr_low": 17.75, "psnr_high": 24.5, "gain_mean": -1.5, "gain_low": -3.25, "gain_high": 0.25,
+    "floor_blind": 9.125, "psnr_shifted_median": 22.375, "success": {"20": 0.8, "25": 0.6, "30": 0.4},
+    "success_floor": {"20": 0.1, "25": 0.0, "30": 0.0}, "identified": 0.75, "identified_floor": 0.0625, "gallery": 1000,
+    "easier": ["labels told", "untrained network (round 0 only)"],
+}  # fmt: skip
+
+
+def honest_folder(folder: Path) -> Path:
+    """A run whose first attack has all its figures; the second is an older one's, which has not."""
+    summary = run_folder(folder)
+    summary["attacks"][0].update(HONEST)
+    write(folder / "summary.json", summary)
+    return folder
+
+
+def test_the_page_shows_floors_and_intervals_beside_every_figure(tmp_path: Path) -> None:
+    page = page_of(honest_folder(tmp_path))
+    assert {21.25, -1.5, 9.125, 22.375, 0.75} <= page.figures
+    for words in ("17.8 to 24.5", "\N{MINUS SIGN}3.2 to +0.2", "80 / 60 / 40", "10 / 0 / 0", "of 1000"):
+        assert words in page.text
+
+
+def test_what_made_an_attack_easier_stands_beside_its_name(tmp_path: Path) -> None:
+    page = page_of(honest_folder(tmp_path))
+    assert "cosine-inversion easier: labels told; untrained network (round 0 only)" in page.text
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    text = " ".join(shown(summary_table([summary])).split())
+    assert "cosine-inversion [1][2]" in text
+    assert "[1] labels told, [2] untrained network (round 0 only)" in text
+    honest = run_folder(tmp_path / "other")
+    assert "easier:" not in page_of(tmp_path / "other").text
+    assert "Easier" not in shown(summary_table([honest]))
+
+
+def test_the_terminal_has_the_means_with_their_intervals(tmp_path: Path) -> None:
+    summary = json.loads((honest_folder(tmp_path) / "summary.json").read_text())
+    table = scores_table([summary])
+    assert table is not None
+    text = shown(table)
+    for words in ("21.2", "17.8 to 24.5", "9.1", "\N{MINUS SIGN}3.2 to +0.2", "80 / 60 / 40", "75", "cosine-inversion"):
+        assert words in text
+    assert "analytic" not in text
+    summary["attacks"] = summary["attacks"][1:]
+    assert scores_table([summary]) is None
+
+
+def test_hostile_settings_stay_text(tmp_path: Path) -> None:
+    summary = json.loads((honest_folder(tmp_path) / "summary.json").read_text())
+    summary["attacks"][0]["easier"] = [EVIL, "[red]x[/nonsense]"]
+    write(tmp_path / "summary.json", summary)
+    assert "<script>alert" not in write_report(tmp_path).read_text(encoding="utf-8")
+    assert "[red]x[/nonsense]" in " ".join(shown(summary_table([summary])).split())

@@ -12,6 +12,8 @@ from skimage.metrics import structural_similarity
 
 from veilmesh.attacks import Guess
 from veilmesh.core import LocalError
+from veilmesh.sim.blind import DRAWS, blind_guesses
+from veilmesh.sim.measures import psnr_shifted
 from veilmesh.sim.score import CAP, floors, match, psnr, score, ssim
 
 
@@ -134,3 +136,76 @@ def test_labels_alone_are_scored_as_a_multiset():
 def test_a_guess_of_another_shape_is_our_own_bug():
     with pytest.raises(LocalError):
         score(_guess(_pictures(1, 1, 8, 8), [0]), _pictures(1), np.array([0]), None)
+
+
+def test_the_blind_guess_is_drawn_without_the_truth_and_matched_with_it():
+    truth, public = _pictures(4), _pictures(30, seed=3)
+    places = blind_guesses(truth, public)
+    assert places.shape == (DRAWS, 4)
+    assert all(len(set(draw)) == 4 for draw in places)  # one to one
+    assert len({tuple(sorted(draw)) for draw in places}) > 1
+    assert (places == blind_guesses(truth, public)).all()
+    for draw in places:
+        pairs = match(public[np.sort(draw)], truth)
+        assert {(int(np.sort(draw)[i]), j) for i, j in pairs} == {(int(i), j) for j, i in enumerate(draw)}
+
+
+def test_matching_raises_what_knowing_nothing_scores():
+    """The larger the batch, the better its matched guess: the figure that no batch's score is to be read without."""
+    rng = np.random.default_rng(0)
+    levels = rng.random((400, 1, 1, 1)) * np.ones((1, 1, 12, 12))
+    alone = np.mean([floors(levels[[i]], levels[200:])[0].blind for i in range(32)])
+    together = np.mean([f.blind for f in floors(levels[:32], levels[200:])])
+    assert together > alone + 3
+
+
+def test_the_blind_floor_is_below_the_nearest_and_its_shifts_above_it():
+    truth, public = _pictures(3), _pictures(10, seed=4)
+    for floor in floors(truth, public):
+        assert floor.blind <= floor.nearest[0]
+        assert floor.blind <= floor.blind_shifted
+    (alone,) = floors(truth[:1], public)
+    drawn = blind_guesses(truth[:1], public)[:, 0]
+    assert alone.blind == pytest.approx(psnr(public[drawn], np.repeat(truth[:1], DRAWS, axis=0)).mean())
+
+
+def test_with_fewer_public_pictures_than_a_batch_some_come_twice():
+    assert blind_guesses(_pictures(5), _pictures(2, seed=1)).shape == (DRAWS, 5)
+    assert floors(_pictures(1), None)[0].blind is None
+
+
+@given(st.integers(0, 15), st.integers(0, 15))
+@settings(max_examples=20, deadline=None)
+def test_a_shifted_picture_is_found_again(down, right):
+    x = _pictures(1, 3)
+    moved = np.roll(x, (down, right), axis=(2, 3))
+    assert psnr_shifted(moved, x) == [CAP]
+    assert psnr_shifted(x, x) == [CAP]
+
+
+def test_the_best_shift_is_the_best_of_all_of_them():
+    x, y = _pictures(2, 2, 6, 5), _pictures(2, 2, 6, 5, seed=1)
+    every = [psnr(np.roll(x, (i, j), axis=(2, 3)), y) for i in range(6) for j in range(5)]
+    assert psnr_shifted(x, y) == pytest.approx(np.max(every, axis=0))
+    assert psnr_shifted(x[:0], y[:0]).shape == (0,)
+
+
+def test_a_score_stands_beside_its_blind_floor_and_its_best_shift():
+    truth, public = _pictures(3), _pictures(9, seed=9)
+    moved = np.roll(truth, (2, 3), axis=(2, 3))
+    known = floors(truth, public)
+    for s, floor in zip(score(_guess(moved, [0, 0, 0]), truth, np.zeros(3, np.int64), public), known, strict=True):
+        assert (s.floor_blind, s.floor_shifted) == (floor.blind, floor.blind_shifted)
+        assert s.psnr <= s.psnr_shifted
+        assert s.best_floor >= s.floor_blind
+    (one,) = score(_guess(moved[:1], [0]), truth[:1], np.zeros(1, np.int64), public)
+    assert one.psnr_shifted == CAP
+    assert one.psnr < 20
+
+
+def test_where_pixels_have_labels_only_the_pictures_are_scored():
+    truth = _pictures(2)
+    masks = np.zeros((2, 16, 16), np.int64)
+    scored = score(_guess(truth[::-1], masks), truth, masks, None)
+    assert [s.psnr for s in scored] == [CAP] * 2
+    assert [s.label for s in scored] == [s.label_ok for s in scored] == [None, None]
