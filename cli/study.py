@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from veilmesh.cli.display import Display
-from veilmesh.cli.options import fresh_folder
+from veilmesh.cli.options import assignments, fields, fresh_folder
 
 __all__ = ["app"]
 
@@ -31,13 +31,21 @@ def run(
     out: Annotated[
         Path | None, typer.Option("--out", help="Where to write; what is finished there is not run again.")
     ] = None,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="A field of the scenario in every cell, as name=value: --set task.name=cifar10 --set task.path=FILE.",
+            autocompletion=fields,
+        ),
+    ] = None,
 ) -> None:
     """Run a study cell by cell, judge its claims, and write its report. Exits 1 if a claim fails."""
     from veilmesh.sim.engines import preload
     from veilmesh.sim.study import Study, find_studies
 
     files = find_studies(path)
-    studies = {file: Study.read(file) for file in files}
+    studies = {file: Study.read(file).changing(assignments(changes)) for file in files}
     preload()
     tally = [0, 0, 0]
     for file, study in studies.items():
@@ -59,6 +67,9 @@ def _run_one(study: Any, folder: Path, quick: bool) -> tuple[int, int, int]:
     there = sum(cell.is_done(folder) for cell in cells)
     console.print(Text(study.study.title, "bold"))
     console.print(f"quick form: {study.size()}" if quick else f"{len(cells)} runs", highlight=False, markup=False)
+    if study.changed:
+        said = ", ".join(f"{name} = {value}" for name, value in study.changed.items())
+        console.print(f"changed: {said}", highlight=False, markup=False)
     if there:
         console.print(f"{there} of {len(cells)} were run before and are in {folder}", highlight=False, markup=False)
     with Display(study.study.title, len(cells), there) as display:

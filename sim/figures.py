@@ -6,7 +6,7 @@ changes from seed to seed is for the cells of a study to say (`low` and `high` i
 """
 
 from collections.abc import Hashable, Mapping, Sequence
-from statistics import fmean, median
+from statistics import fmean, median, stdev
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,10 @@ _FLOORS = ("grey", "mean", "nearest", "blind", "shifted")
 _WHICH = [f"{name}_{which}" for name in ("psnr", "ssim", "gain", "floor") for which in ("best", "median")]
 _MEANS = [f"{name}_{which}" for name in ("psnr", "gain") for which in ("mean", "low", "high")]
 _IDENTIFIED = ["identified", "identified_low", "identified_high", "identified_floor"]
-_OTHERS = ["gain_highest", "floor_blind", "psnr_shifted_best", "psnr_shifted_median"]
+_OTHERS = [
+    "gain_highest", "floor_blind", "psnr_std", "psnr_shifted_best", "psnr_shifted_median", "psnr_shifted_mean",
+    "error_best", "error_worst",
+]  # fmt: skip
 _EMPTY = dict.fromkeys(
     [*_WHICH, *_MEANS, *_IDENTIFIED, *_OTHERS]
 )  # there, and without a value: no claim passes it over
@@ -39,7 +42,8 @@ def row(victim: str, label: int | None, scored: Scored, known: Identified) -> di
     values = {name: getattr(scored, name) for name in names}
     found = {"identified": known.found, "identified_floor": known.floor, "gallery": known.gallery}
     rounded = {k: round(v, 5) if isinstance(v, float) else v for k, v in (values | found).items()}
-    return {"victim": victim, "label": label, "guessed_label": scored.label, **rounded}
+    error = float(f"{scored.error:.4g}")  # may be of the size of the last bits
+    return {"victim": victim, "label": label, "guessed_label": scored.label, **rounded, "error": error}
 
 
 def figures(rows: Rows, clusters: Sequence[Hashable]) -> dict[str, Any]:
@@ -62,6 +66,9 @@ def figures(rows: Rows, clusters: Sequence[Hashable]) -> dict[str, Any]:
         "floors": {name: median(r[f"floor_{name}"] for r in rows) for name in _FLOORS},
         **_mean("psnr", rows, clusters),
         **_mean("gain", rows, clusters),
+        "psnr_std": stdev(r["psnr"] for r in rows) if len(rows) > 1 else None,
+        "error_best": min(r["error"] for r in rows),
+        "error_worst": max(r["error"] for r in rows),
         "floor_blind": fmean(r["floor_blind"] for r in rows),
         "interval_over": "batches" if len(set(clusters)) > 1 else "pictures",
         **_success(rows, count),
@@ -106,6 +113,7 @@ def _best_and_median(rows: Rows) -> dict[str, Any]:
         "floor_median": middle["best_floor"],
         "psnr_shifted_best": max(r["psnr_shifted"] for r in rows),
         "psnr_shifted_median": middle["psnr_shifted"],
+        "psnr_shifted_mean": fmean(r["psnr_shifted"] for r in rows),
     }
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from scipy.optimize import linear_sum_assignment
 
-__all__ = ["CAP", "Pictures", "clamped", "match", "psnr", "psnr_shifted", "ssim"]
+__all__ = ["CAP", "Pictures", "clamped", "match", "psnr", "psnr_shifted", "relative_error", "ssim"]
 
 CAP = 60.0
 """PSNR is capped here (dB): an exact recovery would otherwise decide every mean."""
@@ -25,6 +25,14 @@ def psnr(x: Pictures, truth: Pictures) -> NDArray[np.float64]:
     error = np.square(clamped(x) - clamped(truth)).mean(axis=(1, 2, 3))
     with np.errstate(divide="ignore"):
         return np.asarray(np.minimum(CAP, -10 * np.log10(error)), np.float64)
+
+
+def relative_error(x: Pictures, truth: Pictures) -> NDArray[np.float64]:
+    """The length of each picture's error over that of the picture itself, (N,): it has no cap, so it tells what is
+    exact to the last bits from what is merely above `CAP`."""
+    x, truth = clamped(x), clamped(truth)
+    lengths = np.maximum(np.linalg.norm(truth.reshape(len(truth), -1), axis=1), 1e-12)
+    return np.asarray(np.linalg.norm((x - truth).reshape(len(x), -1), axis=1) / lengths, np.float64)
 
 
 def psnr_shifted(x: Pictures, truth: Pictures) -> NDArray[np.float64]:

@@ -15,7 +15,7 @@ from veilmesh.attacks.view import Guess
 from veilmesh.core import LocalError
 from veilmesh.peer.machine import PeerId
 from veilmesh.sim.floors import Floors, floors, pairs
-from veilmesh.sim.measures import CAP, Pictures, clamped, match, psnr, psnr_shifted, ssim
+from veilmesh.sim.measures import CAP, Pictures, clamped, match, psnr, psnr_shifted, relative_error, ssim
 
 __all__ = ["CAP", "Floors", "Scored", "floors", "match", "psnr", "score", "shown_for", "ssim"]
 
@@ -35,6 +35,7 @@ class Scored:
     psnr: float
     psnr_shifted: float  # at its best circular shift
     ssim: float
+    error: float  # relative, and without a cap
     floor_grey: float
     floor_mean: float | None
     floor_nearest: float | None
@@ -64,10 +65,13 @@ def score(
     labels = _labels(guess, partner, truth_labels)
     shown = shown_for(guess, partner, truths)
     values, shifted = pairs(shown, truths), psnr_shifted(shown, truths)
+    errors = relative_error(shown, truths)
     known = floors(truths, public_pictures)
     told = [int(label) if label.ndim == 0 else None for label in truth_labels]
     return [
-        _Place(guess, j, partner.get(j), values[j], float(shifted[j]), known[j]).scored(labels[j], told[j])
+        _Place(guess, j, partner.get(j), values[j], float(shifted[j]), float(errors[j]), known[j]).scored(
+            labels[j], told[j]
+        )
         for j in range(len(truths))
     ]
 
@@ -86,6 +90,7 @@ class _Place:
     partner: int | None
     value: tuple[float, float]
     shifted: float
+    error: float
     floor: Floors
 
     def scored(self, label: int | None, truth: int | None) -> Scored:
@@ -99,6 +104,7 @@ class _Place:
             psnr=self.value[0],
             psnr_shifted=self.shifted,
             ssim=self.value[1],
+            error=self.error,
             floor_grey=self.floor.grey[0],
             floor_mean=self.floor.mean[0] if self.floor.mean else None,
             floor_nearest=self.floor.nearest[0] if self.floor.nearest else None,

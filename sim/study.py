@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from veilmesh.attacks.inference.base import registry_of
 from veilmesh.core import BadInput
@@ -80,6 +80,35 @@ class Study(_Strict):
     attacks: tuple[_Attack, ...] = ()
     claims: tuple[_ClaimText, ...] = ()
     quick: _Quick = Field(default_factory=_Quick)
+    _changed: dict[str, Any] = PrivateAttr(default_factory=dict)
+
+    @property
+    def changed(self) -> Mapping[str, Any]:
+        """What was set otherwise than its file says, by dotted field."""
+        return self._changed
+
+    def changing(self, changes: Mapping[str, Any]) -> Self:
+        """This study with other values of its scenario, in every cell of either form.
+
+        `changes` are by dotted field, as `override` takes them: another data set, say. Raises BadInput where an axis
+        says the same field: its cells would all be alike, or say what they are not.
+        """
+        for path in changes:
+            for axis, fields in self._set_by_axes():
+                if any(_clashes(path, field) for field in fields):
+                    raise BadInput(
+                        f"{self.study.title}: {path!r} cannot be set, since axis {axis!r} of the study says it in "
+                        "every cell; leave it out, or write a study of your own."
+                    )
+        quick = self.quick.model_copy(update={"scenario": {**self.quick.scenario, **changes}})
+        changed = self.model_copy(update={"scenario": override(self.scenario, changes), "quick": quick})
+        changed._changed = {**self._changed, **changes}
+        return changed
+
+    def _set_by_axes(self) -> Iterator[tuple[str, list[str]]]:
+        """Every axis, of either form, with the fields that it sets."""
+        for axis, values in [*self.axes.items(), *self.quick.axes.items()]:
+            yield axis, [f for arm in values.values() for f in arm] if isinstance(values, dict) else [axis]
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -144,6 +173,12 @@ class Study(_Strict):
         return Cell(axes, parsed, attacks)
 
 
+def _clashes(change: str, field: str) -> bool:
+    """Whether an axis that sets `field` would undo a change, or part of it. A name on an axis sets all of the thing."""
+    whole = field.removesuffix(".name")
+    return change == whole or change.startswith(f"{whole}.") or field.startswith(f"{change}.")
+
+
 def _require_place(who: str, axis: str | None, value: Any, axes: Mapping[str, list[Any]]) -> None:
     """Raises BadInput unless there is that axis (None: none was asked for) and, but for `...`, that value on it."""
     if axis is None:
@@ -197,7 +232,7 @@ def run_study(
     write_json(
         folder / "summary.json",
         {
-            "study": study.study.model_dump() | {"quick": quick, "size": study.size() if quick else ""},
+            "study": study.study.model_dump() | {"quick": quick, "size": study.size() if quick else "", "changed": dict(study.changed)},
             "cells": done,
             "claims": [asdict(v) for v in verdicts],
             "versions": versions(),

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +25,7 @@ class Camvid:
 
     `path`: a parquet file, which is divided, or a folder with a train and a test (or val) file. `size`: resize to a
     square of this side or to [height, width]. `classes`: how many; as many as the masks show if not given. `limit`: use
-    only so many training pictures.
+    only so many training pictures. `label`: the "mask", or one class for a "picture": that which most of it has.
     """
 
     path: Path
@@ -34,9 +34,10 @@ class Camvid:
     mask_column: str = "mask"
     classes: Annotated[int, Field(ge=2, le=256)] | None = None
     limit: Annotated[int, Field(ge=1)] | None = None
+    label: Literal["mask", "picture"] = "mask"
 
     def load(self) -> Dataset:
-        """As `Source.load`; labels are (N, H, W)."""
+        """As `Source.load`; labels are (N, H, W), or (N,) where a picture has one."""
         train, test = read_tables(self.path, prefer="camvid")
         where = str(self.path)
         for table in (train, test) if test is not None else (train,):
@@ -61,7 +62,7 @@ class Camvid:
                 x[place] = decode_picture(picture_bytes(images, index, where), look, row)
                 y[place] = decode_mask(picture_bytes(masks, index, where), look, row)
                 self._require_known(y[place], row)
-            return x, y
+            return x, y if self.label == "mask" else np.array([np.bincount(m.ravel()).argmax() for m in y], np.int64)
 
         return Pool(np.zeros(table.num_rows, dtype=np.int64), take)
 

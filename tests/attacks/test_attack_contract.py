@@ -77,13 +77,13 @@ def test_an_attack_says_what_it_is(name):
 
 
 KNOWN = (
-    "veilmesh.attacks", "veilmesh.core", "veilmesh.crypto.codecs", "veilmesh.crypto.frame",
-    "veilmesh.crypto.cpad", "veilmesh.crypto.field", "veilmesh.crypto.fixed", "veilmesh.crypto.homomorphic",
-    "veilmesh.crypto.padding", "veilmesh.crypto.shared_key", "veilmesh.peer.machine", "veilmesh.peer.transcript",
-    "veilmesh.crypto.tensors",
-    "veilmesh.swarm.messages", "veilmesh.swarm.sealer", "veilmesh.swarm.secure_messages", "veilmesh.swarm.strategies.secure_groups",
-    "veilmesh.swarm.strategies.brea", "veilmesh.swarm.strategies.brea_steps", "veilmesh.swarm.strategies.brea_terms",
-    "veilmesh.swarm.strategies.butterfly", "veilmesh.swarm.strategies.secure_clusters", "veilmesh.crypto.polynomial_shares", "veilmesh.tasks.models",
+    "veilmesh.attacks", "veilmesh.core", "veilmesh.crypto.codecs", "veilmesh.crypto.cpad", "veilmesh.crypto.field",
+    "veilmesh.crypto.fixed", "veilmesh.crypto.frame", "veilmesh.crypto.homomorphic", "veilmesh.crypto.padding",
+    "veilmesh.crypto.polynomial_shares", "veilmesh.crypto.shared_key", "veilmesh.crypto.tensors",
+    "veilmesh.peer.machine", "veilmesh.peer.transcript", "veilmesh.swarm.messages", "veilmesh.swarm.sealer",
+    "veilmesh.swarm.secure_messages", "veilmesh.swarm.strategies.brea", "veilmesh.swarm.strategies.brea_steps",
+    "veilmesh.swarm.strategies.brea_terms", "veilmesh.swarm.strategies.butterfly",
+    "veilmesh.swarm.strategies.secure_clusters", "veilmesh.swarm.strategies.secure_groups", "veilmesh.tasks.models",
 )  # fmt: skip
 INSIDE = "veilmesh.swarm.strategies.base"  # a tamper is a machine, and has the kit of one: its own
 LIBRARIES = {

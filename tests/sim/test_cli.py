@@ -313,6 +313,18 @@ def test_a_study_judges_its_claims_and_is_not_run_twice(tmp_path: Path) -> None:
     assert stamps == {p: p.stat().st_mtime_ns for p in (tmp_path / "out" / "cells").rglob("run.json")}
 
 
+def test_a_study_can_be_run_with_other_fields_and_says_so(tmp_path: Path) -> None:
+    (tmp_path / "small.toml").write_text(STUDY)
+    result = veilmesh("study", "run", "small.toml", "--set", "task.name=faces", "--set", "rounds=1", cwd=tmp_path)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "changed: task.name = faces, rounds = 1" in result.stdout
+    [summary] = (json.loads(file.read_text()) for file in tmp_path.glob("runs/*/summary.json"))
+    assert summary["study"]["changed"] == {"task.name": "faces", "rounds": 1}
+    refused = veilmesh("study", "run", "small.toml", "--set", "peers=4", cwd=tmp_path)
+    assert refused.returncode != 0
+    assert "axis 'peers'" in refused.stderr
+
+
 def test_a_claim_that_fails_is_exit_code_1(tmp_path: Path) -> None:
     (tmp_path / "small.toml").write_text(STUDY.replace("worst(finished) >= 2", "worst(finished) >= 3"))
     result = veilmesh("study", "run", str(tmp_path), "--out", "out", cwd=tmp_path)

@@ -106,6 +106,49 @@ def test_a_place_that_only_one_form_has_may_be_named(tmp_path: Path) -> None:
     assert [len(found.cells(quick)[0].attacks) for quick in (False, True)] == [1, 1]
 
 
+# --- with --set ----------------------------------------------------------------------------------------------------
+
+
+def test_what_is_set_is_set_in_every_cell_of_both_forms(tmp_path: Path) -> None:
+    found = study(
+        tmp_path,
+        scenario={**HEAD["scenario"], "task": {"name": "photos", "side": 128}, "rounds": 9},
+        axes={"peers": [2, 3], "task.limit": [50]},
+        quick={"scenario": {"rounds": 2, "task": {"name": "photos", "side": 64}}},
+    ).changing({"task.path": "there", "task.name": "cifar10", "rounds": 4})
+    for quick in (False, True):
+        cells = found.cells(quick)
+        assert [(c.scenario.peers, c.scenario.rounds, c.scenario.task.name) for c in cells] == [
+            (2, 4, "cifar10"), (3, 4, "cifar10"),
+        ]  # fmt: skip
+        assert all(c.scenario.task.options == {"path": "there", "limit": 50} for c in cells)
+    assert found.changed == {"task.path": "there", "task.name": "cifar10", "rounds": 4}
+    assert found.changing({"rounds": 5}).changed == {"task.path": "there", "task.name": "cifar10", "rounds": 5}
+
+
+@pytest.mark.parametrize(
+    ("axes", "change"),
+    [
+        ({"peers": [2]}, "peers"),
+        ({"task": ["digits"]}, "task.name"),
+        ({"task": ["digits"]}, "task.limit"),
+        ({"task.name": ["digits"]}, "task.limit"),
+        ({"training.batch": [2]}, "training"),
+        ({"arm": {"a": {"model.width": 8}, "b": {}}}, "model.width"),
+    ],
+)
+def test_what_an_axis_says_cannot_be_set(tmp_path: Path, axes: dict[str, Any], change: str) -> None:
+    for parts in ({"axes": axes}, {"quick": {"axes": axes}}):
+        with pytest.raises(BadInput, match="cannot be set"):
+            study(tmp_path, **parts).changing({change: 3})
+
+
+def test_nothing_set_changes_nothing(tmp_path: Path) -> None:
+    found = study(tmp_path, axes={"peers": [2, 3]})
+    assert [c.key for c in found.changing({}).cells()] == [c.key for c in found.cells()]
+    assert found.changing({}).changed == {}
+
+
 # --- attacks -------------------------------------------------------------------------------------------------------
 
 
