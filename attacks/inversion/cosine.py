@@ -16,8 +16,9 @@ from pydantic import Field
 from veilmesh.attacks.matching.descent import Adam
 from veilmesh.attacks.matching.device import Device
 from veilmesh.attacks.matching.distance import Cosine
+from veilmesh.attacks.matching.invert import invert
 from veilmesh.attacks.matching.prior import Prior, Smooth
-from veilmesh.attacks.matching.recipe import Case, Labels, Local, Recipe, invert
+from veilmesh.attacks.matching.recipe import Case, Labels, Local, Recipe
 from veilmesh.attacks.view import ATTACKS, Guess, View
 
 __all__ = ["CosineInversion"]
@@ -45,8 +46,11 @@ class CosineInversion:
         epochs: how often every picture was used in a round.
         start: "noise", "grey", or random tiles that are repeated, "pattern-4" or "pattern-16".
         targets: at most so many rounds of each victim, the earliest exactly known ones first.
+        first: the earliest round to look at; 0: networks before any training.
         across: solve the sums, or the mixing, of all rounds for single peers first.
         device: what to compute on; auto is the fastest there is.
+        together: search the updates of all who began alike in one batch: faster where networks are small, but the last
+            bits of a picture then depend on who else was seen.
         half: let large networks compute in bfloat16: several times faster where the processor has it, and rougher.
     """
 
@@ -64,8 +68,10 @@ class CosineInversion:
     epochs: Annotated[int, Field(ge=1)] = 1
     start: Literal["noise", "grey", "pattern-4", "pattern-16"] = "noise"
     targets: Annotated[int, Field(ge=1)] = 1
+    first: Annotated[int, Field(ge=0)] = 0
     across: bool = False
     device: Device = "auto"
+    together: bool = False
     half: bool = False
 
     def run(self, view: View, rng: np.random.Generator) -> Iterator[Guess]:
@@ -82,8 +88,10 @@ class CosineInversion:
             restarts=self.restarts,
             trial=self.trial,
             targets=self.targets,
+            first=self.first,
             across=self.across,
             device=self.device,
+            together=self.together,
             half=self.half,
         )
         return invert(view, recipe, rng)

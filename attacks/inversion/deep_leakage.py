@@ -15,7 +15,8 @@ from pydantic import Field
 from veilmesh.attacks.matching.descent import Lbfgs
 from veilmesh.attacks.matching.device import Device
 from veilmesh.attacks.matching.distance import Squared
-from veilmesh.attacks.matching.recipe import Case, Labels, Recipe, invert
+from veilmesh.attacks.matching.invert import invert
+from veilmesh.attacks.matching.recipe import Case, Labels, Recipe
 from veilmesh.attacks.view import ATTACKS, Guess, View
 
 __all__ = ["DeepLeakage", "ImprovedDeepLeakage"]
@@ -23,7 +24,7 @@ __all__ = ["DeepLeakage", "ImprovedDeepLeakage"]
 _ENOUGH = 1e-7  # of the observed gradient's squared norm: below it the pictures are found
 
 
-def _recipe(labels: Labels, iterations: int, restarts: int, targets: int, device: Device) -> Recipe:
+def _recipe(labels: Labels, iterations: int, restarts: int, targets: int, first: int, device: Device) -> Recipe:
     def distance(case: Case) -> Squared:
         return Squared(case.gradient, case.mask())
 
@@ -34,6 +35,7 @@ def _recipe(labels: Labels, iterations: int, restarts: int, targets: int, device
         labels=labels,
         restarts=restarts,
         targets=targets,
+        first=first,
         device=device,
     )
 
@@ -47,6 +49,7 @@ class DeepLeakage:
         iterations: outer steps of at most 20 evaluations each; the paper takes 300.
         restarts: starting pictures to try, one after the other, until the loss says that one has arrived.
         targets: at most so many rounds of each victim, the earliest exactly known ones first.
+        first: the earliest round to look at; 0: networks before any training.
         device: what to compute on; auto is the fastest there is.
     """
 
@@ -56,11 +59,13 @@ class DeepLeakage:
     iterations: Annotated[int, Field(ge=1)] = 300
     restarts: Annotated[int, Field(ge=1)] = 5
     targets: Annotated[int, Field(ge=1)] = 1
+    first: Annotated[int, Field(ge=0)] = 0
     device: Device = "auto"
 
     def run(self, view: View, rng: np.random.Generator) -> Iterator[Guess]:
         """As `Attack.run`; one number is drawn from `rng`."""
-        return invert(view, _recipe("searched", self.iterations, self.restarts, self.targets, self.device), rng)
+        recipe = _recipe("searched", self.iterations, self.restarts, self.targets, self.first, self.device)
+        return invert(view, recipe, rng)
 
 
 @ATTACKS.register("idlg")
@@ -73,6 +78,7 @@ class ImprovedDeepLeakage:
         restarts: starting pictures to try, one after the other, until the loss says that one has arrived.
         labels: "inferred", or "told", an easier setting.
         targets: at most so many rounds of each victim, the earliest exactly known ones first.
+        first: the earliest round to look at; 0: networks before any training.
         device: what to compute on; auto is the fastest there is.
     """
 
@@ -82,8 +88,10 @@ class ImprovedDeepLeakage:
     restarts: Annotated[int, Field(ge=1)] = 5
     labels: Labels = "inferred"
     targets: Annotated[int, Field(ge=1)] = 1
+    first: Annotated[int, Field(ge=0)] = 0
     device: Device = "auto"
 
     def run(self, view: View, rng: np.random.Generator) -> Iterator[Guess]:
         """As `Attack.run`; one number is drawn from `rng`."""
-        return invert(view, _recipe(self.labels, self.iterations, self.restarts, self.targets, self.device), rng)
+        recipe = _recipe(self.labels, self.iterations, self.restarts, self.targets, self.first, self.device)
+        return invert(view, recipe, rng)

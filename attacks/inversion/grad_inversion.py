@@ -18,8 +18,9 @@ from veilmesh.attacks.matching.anchors import leaked_statistics
 from veilmesh.attacks.matching.descent import Adam
 from veilmesh.attacks.matching.device import Device
 from veilmesh.attacks.matching.distance import Squared
+from veilmesh.attacks.matching.invert import invert
 from veilmesh.attacks.matching.prior import Consensus, Prior, Smooth, Statistics
-from veilmesh.attacks.matching.recipe import Case, Labels, Recipe, invert
+from veilmesh.attacks.matching.recipe import Case, Labels, Recipe
 from veilmesh.attacks.view import ATTACKS, Guess, View
 
 __all__ = ["GradInversion"]
@@ -49,6 +50,7 @@ class GradInversion:
         seeds: searches that run together; the one with the lowest loss of its own is kept.
         labels: "inferred", "searched" together with the pictures, or "told", an easier setting.
         targets: at most so many rounds of each victim, the earliest exactly known ones first.
+        first: the earliest round to look at; 0: networks before any training.
         device: what to compute on; auto is the fastest there is.
     """
 
@@ -65,6 +67,7 @@ class GradInversion:
     seeds: Annotated[int, Field(ge=1)] = 4
     labels: Labels = "inferred"
     targets: Annotated[int, Field(ge=1)] = 1
+    first: Annotated[int, Field(ge=0)] = 0
     device: Device = "auto"
 
     def run(self, view: View, rng: np.random.Generator) -> Iterator[Guess]:
@@ -78,6 +81,7 @@ class GradInversion:
             labels=self.labels,
             restarts=self.seeds,
             targets=self.targets,
+            first=self.first,
             device=self.device,
         )
         return invert(view, recipe, rng)

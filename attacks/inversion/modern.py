@@ -19,8 +19,9 @@ from veilmesh.attacks.matching.anchors import class_features
 from veilmesh.attacks.matching.descent import Adam
 from veilmesh.attacks.matching.device import Device
 from veilmesh.attacks.matching.distance import Cosine
+from veilmesh.attacks.matching.invert import invert
 from veilmesh.attacks.matching.prior import FeatureAnchor, Prior, Smooth
-from veilmesh.attacks.matching.recipe import Case, Labels, Local, Recipe, invert
+from veilmesh.attacks.matching.recipe import Case, Labels, Local, Recipe
 from veilmesh.attacks.matching.space import Coarse
 from veilmesh.attacks.view import ATTACKS, Guess, View
 
@@ -46,6 +47,7 @@ class Modern:
         epochs: how often every picture was used in a round.
         start: "pattern-4", "pattern-16", "noise" or "grey".
         targets: at most so many rounds of each victim, the earliest exactly known ones first.
+        first: the earliest round to look at; 0: networks before any training.
         device: what to compute on; auto is the fastest there is.
     """
 
@@ -65,6 +67,7 @@ class Modern:
     epochs: Annotated[int, Field(ge=1)] = 1
     start: Literal["noise", "grey", "pattern-4", "pattern-16"] = "pattern-4"
     targets: Annotated[int, Field(ge=1)] = 1
+    first: Annotated[int, Field(ge=0)] = 0
     device: Device = "auto"
 
     def run(self, view: View, rng: np.random.Generator) -> Iterator[Guess]:
@@ -81,6 +84,7 @@ class Modern:
             restarts=self.restarts,
             trial=self.trial,
             targets=self.targets,
+            first=self.first,
             device=self.device,
         )
         return invert(view, recipe, rng)

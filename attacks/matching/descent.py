@@ -15,7 +15,7 @@ __all__ = ["Adam", "Evaluation", "Found", "Lbfgs", "Schedule", "Variable"]
 
 Schedule: TypeAlias = Literal["constant", "steps", "cosine"]
 """Of the step size: tenfold less at 3/8, 5/8 and 7/8 of the way (Geiping et al.), or half a cosine down to nothing."""
-_PATIENCE = 10  # outer steps of L-BFGS in which the loss has to fall by a fiftieth
+_PATIENCE = 10  # outer steps of L-BFGS in which the loss has to fall by half a hundredth
 
 Sign: TypeAlias = Literal["sign", "soft", "plain"]
 """What Adam is fed: the derivative's sign; tanh(s d) / s with s = 1 - share of the way (soft sign); or itself."""
@@ -185,7 +185,7 @@ class Lbfgs:
             optimizer.step(closure)  # type: ignore[no-untyped-call]  # torch has no types here
             assert found is not None  # a step evaluates at least once
             losses.append(float(found.loss))
-            stuck = len(losses) > _PATIENCE and losses[-1] > 0.98 * losses[-1 - _PATIENCE]
+            stuck = len(losses) > _PATIENCE and losses[-1] > 0.995 * losses[-1 - _PATIENCE]
             if stuck or losses[-1] < self.enough:
                 break
         assert found is not None

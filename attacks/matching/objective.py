@@ -21,7 +21,7 @@ class Matching:
 
     Args:
         predictor, distance, priors, space: what they say.
-        labels: (B, ...) as inferred; None where they are searched.
+        labels: (P, B, ...) as inferred; None where they are searched.
     """
 
     predictor: Predictor
@@ -34,10 +34,7 @@ class Matching:
         """Losses, distances and derivatives at `values`."""
         leaves = {name: value.detach().requires_grad_(True) for name, value in values.items()}
         pictures = self.space.pictures(leaves["x"])
-        if self.labels is None:
-            y = leaves["labels"].softmax(2)
-        else:
-            y = self.labels.unsqueeze(0).expand(len(pictures), *self.labels.shape)
+        y = leaves["labels"].softmax(2) if self.labels is None else self.labels
         predicted = self.predictor.predict(pictures, y, leaves.get("alpha"))
         distance, pull = self.distance.at(predicted.gradient, share)
         penalty, slopes = self._penalty(pictures, leaves)

@@ -14,6 +14,7 @@ from veilmesh.attacks.matching.prior import Consensus, FeatureAnchor, Smooth, Sm
 from veilmesh.attacks.matching.space import Coarse, starting_pictures
 from veilmesh.attacks.network import Network
 from veilmesh.core import BadInput
+from veilmesh.sim.score import psnr
 from veilmesh.tasks.models.build import build_model
 from veilmesh.tasks.training import Settings, Train, Trainer
 
@@ -204,8 +205,9 @@ def test_a_feature_anchor_leaves_out_what_is_not_known(make_mesh):
     x, _ = _batch(2)
     anchors = network.features(x[0]).detach()
     anchors[1] = torch.nan
-    assert float(FeatureAnchor(1.0, network.features, anchors)(x)) == pytest.approx(0, abs=1e-10)
-    assert float(FeatureAnchor(1.0, network.features, anchors)(1 - x)) > 0
+    anchor = FeatureAnchor(1.0, network.features, anchors)
+    assert anchor(x).item() == pytest.approx(0, abs=1e-10)
+    assert anchor(1 - x).item() > 0
 
 
 def test_a_coarse_space_brings_fewer_numbers_to_full_size():
@@ -236,6 +238,19 @@ def test_more_restarts_are_never_worse_by_the_attackers_own_loss(make_mesh, digi
     one, three = (_attacked(mesh, "cosine-inversion", iterations=30, restarts=n) for n in (1, 3))
     assert three.loss <= one.loss
     assert three.details["restarts"] == 3
+
+
+def test_victims_who_began_alike_may_be_searched_for_together(make_mesh, digits):
+    x, y = digits
+    mesh = make_mesh(model={"name": "convnet", "width": 8, "depth": 2, "activation": "tanh"}, peers=("a", "b", "c", "d"))
+    for n, peer in enumerate("bcd"):
+        mesh.train(peer, ["a"], x[n : n + 1], y[n : n + 1])
+    together = ATTACKS.build("cosine-inversion", {"iterations": 200, "together": True, "restarts": 2, "trial": True})
+    guesses = list(together.run(mesh.view("a"), np.random.default_rng(0)))
+    assert [g.victim for g in guesses] == ["b", "c", "d"]
+    for n, guess in enumerate(guesses):
+        assert psnr(guess.pictures, x[n : n + 1])[0] > 20
+        assert guess.labels.tolist() == [y[n]]
 
 
 def test_labels_may_be_searched_and_are_then_found(make_mesh, digits):
