@@ -18,7 +18,7 @@ from veilmesh.attacks.matching.device import Device
 from veilmesh.attacks.matching.distance import Cosine
 from veilmesh.attacks.matching.invert import invert
 from veilmesh.attacks.matching.prior import Prior, Smooth
-from veilmesh.attacks.matching.recipe import Case, Labels, Local, Recipe
+from veilmesh.attacks.matching.recipe import Case, Labels, Local, Match, Recipe, said_only
 from veilmesh.attacks.view import ATTACKS, Guess, View
 
 __all__ = ["CosineInversion"]
@@ -38,7 +38,8 @@ class CosineInversion:
         rate: first step size, in units of the picture's range.
         restarts: runs from other starting pictures; the one with the lowest loss of its own is kept.
         trial: let the restarts compete for a tenth of the iterations only, and go on with the best.
-        match: "all" coordinates (what was not said counts as zero, which it nearly was), or only those "said".
+        match: "all" coordinates (what was not said counts as zero), or only those "said"; "auto" is all behind a top-k
+            codec, where what was not said is small, and only what was said elsewhere.
         labels: "inferred", "searched" (optimised together with the pictures), or "told", the literature's easier
             setting; where every pixel has a label, one of the last two.
         local: several local steps as one "gradient" at their start, which gets worse with the step size; "unroll":
@@ -62,7 +63,7 @@ class CosineInversion:
     rate: Annotated[float, Field(gt=0)] = 0.1
     restarts: Annotated[int, Field(ge=1)] = 1
     trial: bool = False
-    match: Literal["all", "said"] = "all"
+    match: Match = "auto"
     labels: Labels = "inferred"
     local: Local = "gradient"
     epochs: Annotated[int, Field(ge=1)] = 1
@@ -97,7 +98,7 @@ class CosineInversion:
         return invert(view, recipe, rng)
 
     def _distance(self, case: Case) -> Cosine:
-        return Cosine(case.gradient, case.mask(self.match == "said"))
+        return Cosine(case.gradient, case.mask(said_only(self.match, case)))
 
     def _priors(self, case: Case) -> list[Prior]:
         return [Smooth(self.tv)] if self.tv else []

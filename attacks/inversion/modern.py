@@ -21,7 +21,7 @@ from veilmesh.attacks.matching.device import Device
 from veilmesh.attacks.matching.distance import Cosine
 from veilmesh.attacks.matching.invert import invert
 from veilmesh.attacks.matching.prior import FeatureAnchor, Prior, Smooth
-from veilmesh.attacks.matching.recipe import Case, Labels, Local, Recipe
+from veilmesh.attacks.matching.recipe import Case, Labels, Local, Match, Recipe, said_only
 from veilmesh.attacks.matching.space import Coarse
 from veilmesh.attacks.view import ATTACKS, Guess, View
 
@@ -41,7 +41,7 @@ class Modern:
         coarse: search a picture of so many times fewer rows and columns; 1: the picture itself.
         restarts: runs from other starting pictures; the one with the lowest loss of its own is kept.
         trial: let the restarts compete for a tenth of the iterations only, and go on with the best.
-        match: "all" coordinates, or only those "said".
+        match: "all" coordinates, only those "said", or what fits the codec ("auto").
         labels: "inferred", "searched" together with the pictures, or "told", an easier setting.
         local: several local steps as one "gradient", "unroll"ed, or by a "surrogate" on the way.
         epochs: how often every picture was used in a round.
@@ -61,7 +61,7 @@ class Modern:
     coarse: Annotated[int, Field(ge=1)] = 1
     restarts: Annotated[int, Field(ge=1)] = 1
     trial: bool = False
-    match: Literal["all", "said"] = "all"
+    match: Match = "auto"
     labels: Labels = "inferred"
     local: Local = "gradient"
     epochs: Annotated[int, Field(ge=1)] = 1
@@ -73,7 +73,7 @@ class Modern:
     def run(self, view: View, rng: np.random.Generator) -> Iterator[Guess]:
         """As `Attack.run`; one number is drawn from `rng`."""
         recipe = Recipe(
-            distance=lambda case: Cosine(case.gradient, case.mask(self.match == "said")),
+            distance=lambda case: Cosine(case.gradient, case.mask(said_only(self.match, case))),
             priors=self._priors,
             descent=Adam(self.iterations, self.rate, sign="soft", schedule="cosine", warmup=50),
             space=partial(Coarse, self.coarse) if self.coarse > 1 else None,

@@ -133,8 +133,8 @@ class Adam:
 
 @dataclass(frozen=True, slots=True)
 class Lbfgs:
-    """L-BFGS, one candidate after the other: `iterations` outer steps of about `inner` evaluations, until the loss is
-    below `enough` or no longer falls.
+    """L-BFGS, of one candidate: `iterations` outer steps of about `inner` evaluations, until the loss is below `enough`
+    or no longer falls.
 
     With a line search (strong Wolfe), where the papers on deep leakage take every step at full length: that is why
     theirs so often ends nowhere.
@@ -146,18 +146,8 @@ class Lbfgs:
     enough: float = 1e-6
 
     def run(self, objective: Objective, variables: Mapping[str, Variable], seed: int = 0) -> Found:
-        """Go down from where `variables` begin; `seed` is of no use here. After a candidate that reached `enough` no
-        other is tried: it is found."""
-        founds: list[Found] = []
-        for number in range(len(next(iter(variables.values())).begin)):
-            founds.append(self._one(objective, {n: v.begin[number : number + 1] for n, v in variables.items()}))
-            if float(founds[-1].loss) < self.enough:
-                break
-        values = {n: torch.cat([f.values[n] for f in founds]) for n in variables}
-        return Found(values, torch.cat([f.loss for f in founds]), torch.cat([f.distance for f in founds]))
-
-    def _one(self, objective: Objective, begin: Mapping[str, Tensor]) -> Found:
-        leaves = {name: value.clone().requires_grad_(True) for name, value in begin.items()}
+        """Go down from where `variables` (1, ...) begin; `seed` is of no use here."""
+        leaves = {name: v.begin.clone().requires_grad_(True) for name, v in variables.items()}
         # The loss is relative here: torch's tolerances, which are not, would end the search before it arrives.
         optimizer = torch.optim.LBFGS(
             list(leaves.values()),

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from veilmesh.attacks.inversion.labels import infer_labels
-from veilmesh.attacks.matching.descent import Found
+from veilmesh.attacks.matching.descent import Adam, Found
 from veilmesh.attacks.matching.device import choose_device
 from veilmesh.attacks.matching.recipe import Case, Labels, Recipe
 from veilmesh.attacks.matching.search import search, space_of
@@ -18,6 +18,8 @@ from veilmesh.attacks.view import Guess, Public, View
 from veilmesh.core import BadInput
 
 __all__ = ["invert"]
+
+_GLANCE = 60  # iterations that a label is tried for
 
 
 def invert(view: View, recipe: Recipe, rng: np.random.Generator) -> Iterator[Guess]:
@@ -32,8 +34,21 @@ def invert(view: View, recipe: Recipe, rng: np.random.Generator) -> Iterator[Gue
     cases = (_case(view, network, observed, recipe) for observed in seen)
     for some in _alike(list(cases)) if recipe.together else ([case] for case in cases):
         network.load(some[0].observed.start)
+        some = [_decided(case, recipe, seed) for case in some]
         for case, found in zip(some, search(some, recipe, seed), strict=True):
             yield _guess(case, found, recipe)
+
+
+def _decided(case: Case, recipe: Recipe, seed: int) -> Case:
+    """`case`, with the label that explains it best where none can be read off: of one picture, all are tried."""
+    labels, inferred = case.labels, recipe.labels == "inferred"
+    if labels is None or not inferred or case.count > 1 or case.shows_labels or not isinstance(recipe.descent, Adam):
+        return case
+    every = [replace(case, labels=torch.full_like(labels, c)) for c in range(case.network.classes)]
+    steps = min(_GLANCE, recipe.descent.iterations)
+    glance = replace(recipe, descent=replace(recipe.descent, iterations=steps, schedule="constant"), restarts=1)
+    losses = [float(found.loss.min()) for found in search(every, glance, seed)]
+    return every[int(np.argmin(losses))]
 
 
 def _alike(cases: list[Case]) -> Iterator[list[Case]]:

@@ -15,7 +15,7 @@ from veilmesh.attacks.network import Network
 from veilmesh.attacks.observed import Observed
 from veilmesh.attacks.view import Public
 
-__all__ = ["Case", "Labels", "Local", "Recipe"]
+__all__ = ["Case", "Labels", "Local", "Match", "Recipe", "said_only"]
 
 Labels: TypeAlias = Literal["inferred", "searched", "told"]
 """Where labels come from: read off the update first; searched together with the pictures; or told (which has to be
@@ -36,9 +36,26 @@ class Case:
     labels: Tensor | None  # (B, ...); None: searched
     count: int  # B, pictures behind the update
 
+    @property
+    def shows_labels(self) -> bool:
+        """Whether anything was said of the last fully connected layer, which labels are read off."""
+        layers = self.network.linear_layers()
+        if self.said is None or not layers:
+            return True
+        return bool(self.said[layers[-1].weight].any()) or bool(layers[-1].bias and self.said[layers[-1].bias].any())
+
     def mask(self, said_only: bool = False) -> Tensor | None:
         """(d,) which coordinates are a gradient's at all, or with `said_only`, those of them that were said."""
         return self.network.exchanged_statistics(self.said if said_only else None)
+
+
+Match: TypeAlias = Literal["auto", "all", "said"]
+"""Which coordinates are matched: all, with zero for what was not said; only what was said; or whichever fits."""
+
+
+def said_only(match: Match, case: Case) -> bool:
+    """Whether only what was said counts: not where a codec left out what was small, which says something too."""
+    return match == "said" if match != "auto" else not str(case.public.codec.get("name")).startswith("top-k")
 
 
 DistanceFor: TypeAlias = Callable[[Case], Distance]
@@ -61,6 +78,8 @@ class Recipe:
             its own loss goes on alone; without it all go all the way.
         targets: at most so many rounds of each victim. `first`: the earliest round to look at.
         across: solve the sums, or the mixing, of all rounds for single peers first.
+        newton: Gauss-Newton steps at the end of every search, where pictures and network are small enough for them.
+        arrived: the loss below which no other start is tried, by a descent that takes one after the other.
         half: let large networks compute in bfloat16.
         together: search the updates of all who began from the same parameters in one batch: faster where networks are
             small, but the last bits of a picture then depend on who else was seen.
@@ -80,5 +99,7 @@ class Recipe:
     first: int = 0
     across: bool = False
     device: Device = "auto"
+    newton: int = 0
+    arrived: float = 0.0
     half: bool = False
     together: bool = False

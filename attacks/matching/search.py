@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from veilmesh.attacks.matching.descent import Adam, Found, Variable
+from veilmesh.attacks.matching.descent import Found, Lbfgs, Variable
 from veilmesh.attacks.matching.distance import Distance
+from veilmesh.attacks.matching.newton import fits, refine
 from veilmesh.attacks.matching.objective import Matching
 from veilmesh.attacks.matching.predict import Differenced, Predictor, SingleGradient, Surrogate, Unrolled
 from veilmesh.attacks.matching.prior import Prior
@@ -20,26 +21,45 @@ from veilmesh.core import generator, seed_number
 __all__ = ["search", "space_of"]
 
 _LARGE = 500_000  # parameters from which on passes cost more than what is around them
+_FOUND = 1e-10  # of the observed gradient's squared norm: rounding errors
 _TRIAL = 0.1  # share of the iterations in which several starts compete
 
 
 def search(cases: Sequence[Case], recipe: Recipe, seed: int) -> list[Found]:
     """What was found for each of `cases`: all their candidates, each at its best. The network holds the parameters that
     the training of all cases began from. Local steps that are followed are so for one case at a time."""
-    if len(cases) > 1 and recipe.local != "gradient" and cases[0].public.local_steps > 1:
+    alone = isinstance(recipe.descent, Lbfgs) or (recipe.local != "gradient" and cases[0].public.local_steps > 1)
+    if len(cases) > 1 and alone:
         return [found for case in cases for found in search([case], recipe, seed)]
     names = [_name(case) for case in cases]
     begin = [
         [_variables(case, recipe, seed, name, n) for n in range(recipe.restarts)]
         for case, name in zip(cases, names, strict=True)
     ]
+    if isinstance(recipe.descent, Lbfgs):
+        return [_until_arrived(cases[0], recipe, recipe.descent, begin[0])]
     noise = seed_number(seed, "langevin", names[0])
-    if recipe.trial and recipe.restarts > 1 and isinstance(recipe.descent, Adam):
+    if recipe.trial and recipe.restarts > 1:
         short = replace(recipe.descent, iterations=max(1, int(_TRIAL * recipe.descent.iterations)), schedule="constant")
         tried = short.run(_objective(cases, recipe, recipe.restarts), _whole(begin), noise)
         begin = [[_from(found, starts[0])] for found, starts in zip(_parts(tried, len(cases)), begin, strict=True)]
     whole = recipe.descent.run(_objective(cases, recipe, len(begin[0])), _whole(begin), noise)
     return _parts(whole, len(cases))
+
+
+def _until_arrived(case: Case, recipe: Recipe, descent: Lbfgs, begin: Sequence[dict[str, Variable]]) -> Found:
+    """Candidates one after the other, until one has arrived: whether it has shows in its loss."""
+    objective, founds = _objective([case], recipe, 1), list[Found]()
+    for start in begin:
+        found = descent.run(objective, start)
+        if recipe.newton and fits(case):
+            labels = case.labels if case.labels is not None else found.values["labels"][0].argmax(1)
+            found = refine(case, found, labels, recipe.newton, _FOUND)
+        founds.append(found)
+        if float(found.loss) < max(recipe.arrived, _FOUND):
+            break
+    values = {n: torch.cat([f.values[n] for f in founds]) for n in founds[0].values}
+    return Found(values, torch.cat([f.loss for f in founds]), torch.cat([f.distance for f in founds]))
 
 
 def space_of(case: Case, recipe: Recipe) -> Space:
