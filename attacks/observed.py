@@ -13,16 +13,22 @@ taken to stand at the mean of the copies it holds; `coverage` is the part of v's
 Homomorphic ciphertexts are read first, by whoever has a key to them (`ciphertexts.py`).
 
 In the star the hub said where training began, and the clients say their updates themselves. What SCAFFOLD and DiLoCo
-add to that is in `followed.py`; an `Observed` never contains it. What sums over groups leave to see is in `sums.py`.
+add to that is in `followed.py`; an `Observed` never contains it. What sums over groups leave to see is in `sums.py`,
+what an all-reduce shows of single models in `chunks.py`, and what gossip gives away of non-neighbours in
+`non_neighbour.py`.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
+from typing import TypeVar
 
 import numpy as np
 
+from veilmesh.attacks.chunks import seen_chunks
 from veilmesh.attacks.ciphertexts import behind_proxies, opened
 from veilmesh.attacks.followed import ControlVariates, OuterSteps
+from veilmesh.attacks.non_neighbour import solve_view
 from veilmesh.attacks.overlap import solve
 from veilmesh.attacks.shared import shared_updates
 from veilmesh.attacks.sums import remaining
@@ -34,6 +40,8 @@ from veilmesh.peer.machine import PeerId
 from veilmesh.swarm import messages
 
 __all__ = ["Observed", "observe_updates"]
+
+K = TypeVar("K", bound=Hashable)
 
 _FULL = 1.0 - 1e-6  # of a row of W: rows sum to one up to rounding
 _PUBLIC_COPIES = ("choco", "diloco", "gossip")  # the meshes whose messages are read here; others mean something else
@@ -71,18 +79,19 @@ class _Said:
     lossless: bool
 
 
-def observe_updates(view: View, targets: int | None = None, across: bool = False) -> list[Observed]:
+def observe_updates(view: View, targets: int | None = None, across: bool = False, first: int = 0) -> list[Observed]:
     """Every update the view gives away, by victim and round; bodies that are no messages are skipped.
 
     Of a mesh that keeps no public copies nothing is returned, for nothing here knows how to read it.
-    Of groups that show only sums, each sum is one, or with `across` what all of them together say of single peers.
+    Of groups that show only sums, each sum is one, or with `across` what all of them together say of single peers; of
+    a gossip, `across` adds what all rounds say of peers whom nobody in the coalition hears.
     Peers that the adversary controls are no victims. With `targets`, at most so many for each victim: the earliest
-    exact ones, and the earliest of the others where there are too few of them.
+    exact ones, and the earliest of the others where there are too few of them; none before round `first`.
     """
     found = _found(opened(view), across)
     kept: dict[PeerId, list[Observed]] = {}
     for one in found:
-        if one.victim not in view.vantage.controls and _usable(one):
+        if one.round >= first and one.victim not in view.vantage.controls and _usable(one):
             _keep(kept.setdefault(one.victim, []), one, targets)
     return [one for victim in sorted(kept) for one in sorted(kept[victim], key=lambda o: o.round)]
 
@@ -95,7 +104,27 @@ def _found(view: View, across: bool) -> Iterator[Observed]:
             return _behind_proxies(view)
         case "brea":
             return _in_shares(view)
+        case "group-all-reduce":
+            return _in_parts(view)
+        case "gossip" if across:
+            return chain(_read(view.public, _Heard.of(view)), _beyond(view))
     return _read(view.public, _Heard.of(view))
+
+
+def _in_parts(view: View) -> Iterator[Observed]:
+    """Of an all-reduce: the coordinates that members of a group have to average, and no others."""
+    samples = view.public.batch * view.public.local_steps
+    for one in seen_chunks(view):
+        known = float(one.known)
+        yield Observed(one.victim, one.round, one.start, one.update, one.said, samples, one.exact, known)
+
+
+def _beyond(view: View) -> Iterator[Observed]:
+    """Of a gossip: the first updates of peers that nobody in the coalition hears, solved for from all rounds."""
+    samples = view.public.batch * view.public.local_steps
+    for one in solve_view(view).solved:
+        update = one.update.astype(np.float32)
+        yield Observed(one.peer, 0, view.public.initial, update, None, samples, False, one.confidence)
 
 
 def _behind_proxies(view: View) -> Iterator[Observed]:
@@ -167,6 +196,8 @@ class _Heard:
     copies: Mapping[int, Mapping[PeerId, bytes]]  # a gossip peer's public copy after its update of a round
     changes: Mapping[int, Mapping[PeerId, messages.ControlledUpdate]]  # SCAFFOLD's, which stand in `updates` too
     controls: Mapping[int, messages.ControlledModel]  # SCAFFOLD's models, which stand in `models` too
+    told: Mapping[int, Mapping[PeerId, bytes]]  # models that the hub said to some other than to the first
+    aside: Mapping[int, Mapping[tuple[PeerId, PeerId], messages.Update]]  # such updates of our own, by both ends
 
     @classmethod
     def of(cls, view: View) -> "_Heard":
@@ -175,30 +206,43 @@ class _Heard:
         copies: dict[int, dict[PeerId, bytes]] = {}
         changes: dict[int, dict[PeerId, messages.ControlledUpdate]] = {}
         controls: dict[int, messages.ControlledModel] = {}
+        told: dict[int, dict[PeerId, bytes]] = {}
+        aside: dict[int, dict[tuple[PeerId, PeerId], messages.Update]] = {}
         for record in view.records:
             match _message(record.body):
                 case messages.Update() as update:
-                    updates.setdefault(update.round, {}).setdefault(record.sender, update)
+                    first = updates.setdefault(update.round, {}).setdefault(record.sender, update)
+                    if record.sender in view.vantage.controls and update.blob != first.blob:
+                        aside.setdefault(update.round, {}).setdefault((record.sender, record.to), update)
                 case messages.ControlledUpdate(round=round_, samples=samples, blob=blob) as change:
                     plain = messages.Update(round_, samples, blob)
                     updates.setdefault(round_, {}).setdefault(record.sender, plain)
                     changes.setdefault(round_, {}).setdefault(record.sender, change)
                 case messages.ControlledModel(round=round_, blob=blob) as model if record.sender == view.public.server:
-                    models.setdefault(round_, {}).setdefault(record.sender, blob)
+                    if models.setdefault(round_, {}).setdefault(record.sender, blob) != blob:
+                        told.setdefault(round_, {}).setdefault(record.to, blob)
                     controls.setdefault(round_, model)
                 case messages.Model(round=round_, blob=blob):
-                    models.setdefault(round_, {}).setdefault(record.sender, blob)
+                    if models.setdefault(round_, {}).setdefault(record.sender, blob) != blob:
+                        told.setdefault(round_, {}).setdefault(record.to, blob)
                 case messages.Copy(round=round_, blob=blob):
                     copies.setdefault(round_, {}).setdefault(record.sender, blob)
-        return cls(view.public.initial.size, updates, models, copies, changes, controls)
+        return cls(view.public.initial.size, updates, models, copies, changes, controls, told, aside)
 
     def rounds(self) -> list[int]:
         return sorted(self.updates.keys() | self.copies.keys())
 
     def said(self, round_: int) -> dict[PeerId, _Said]:
         """The updates of a round that can be decoded."""
-        found: dict[PeerId, _Said] = {}
-        for sender, update in self.updates.get(round_, {}).items():
+        return self._read(self.updates.get(round_, {}))
+
+    def said_aside(self, round_: int) -> dict[tuple[PeerId, PeerId], _Said]:
+        """What those we control said to some and not to all."""
+        return self._read(self.aside.get(round_, {}))
+
+    def _read(self, updates: Mapping[K, messages.Update]) -> dict[K, _Said]:
+        found: dict[K, _Said] = {}
+        for sender, update in updates.items():
             try:
                 decoded = table.decode(update.blob, self.dimension)
             except RemoteError:
@@ -236,6 +280,7 @@ def _in_star(public: Public, heard: _Heard) -> Iterator[Observed]:
             models = heard.whole({p: b for p, b in heard.models[at].items() if p == public.server})
             start, known = next(iter(models.values()), start), at if models else known
             variates.model(heard.controls.get(at))
+        told = heard.whole(heard.told.get(round_, {}))
         for victim, said in heard.said(round_).items():
             if victim == public.server:
                 continue
@@ -243,7 +288,8 @@ def _in_star(public: Public, heard: _Heard) -> Iterator[Observed]:
             coverage = float(known == round_)
             update = variates.freed(victim, said.values)
             variates.change(victim, heard.changes.get(round_, {}).get(victim))
-            yield Observed(victim, round_, start, update, said.said, said.samples, exact, coverage)
+            begun = told.get(victim, start)
+            yield Observed(victim, round_, begun, update, said.said, said.samples, exact, coverage)
 
 
 def _in_gossip(public: Public, heard: _Heard) -> Iterator[Observed]:
@@ -252,7 +298,7 @@ def _in_gossip(public: Public, heard: _Heard) -> Iterator[Observed]:
     for round_ in heard.rounds():
         before = copies.after(round_ - 1)
         said = {p: s for p, s in heard.said(round_).items() if p in before.vectors}
-        copies.add(round_, said, heard.whole(heard.copies.get(round_, {})))
+        copies.add(round_, said, heard.whole(heard.copies.get(round_, {})), heard.said_aside(round_))
         for victim, one in said.items():
             begun = outer.start(victim, round_, *before.mixed(public, victim))
             if begun is None:
@@ -279,6 +325,7 @@ class _Moment:
     round: int
     vectors: Mapping[PeerId, Vector]
     lossless: bool  # whether public copies are the models themselves
+    aside: Mapping[tuple[PeerId, PeerId], Vector]  # of those we control, what some hold in place of that
 
     def mixed(self, public: Public, peer: PeerId, whole: bool = False) -> tuple[Vector, float]:
         """What `peer` has after mixing, and the share of its row of W that is known. Same order of sums as the peer's
@@ -297,7 +344,8 @@ class _Moment:
                 missing += row.get(other, 0.0)
             elif other == peer or other in row:
                 coverage += row.get(other, 0.0)
-                mixed += np.float32(row.get(other, 0.0)) * (self.vectors[other] - mine)
+                theirs = self.aside.get((other, peer), self.vectors[other])
+                mixed += np.float32(row.get(other, 0.0)) * (theirs - mine)
         if missing:
             mixed += np.float32(missing) * (self._centre() - mine)
         return mixed, coverage
@@ -316,15 +364,26 @@ class _Copies:
         self._vectors: dict[PeerId, Vector] = dict.fromkeys(public.peers, public.initial)
         self._fresh: dict[PeerId, int] = dict.fromkeys(public.peers, -1)
         self._lossless = True
+        self._aside: dict[tuple[PeerId, PeerId], Vector] = {}
 
     def after(self, round_: int) -> _Moment:
         vectors = {p: v for p, v in self._vectors.items() if self._fresh[p] == round_}
-        return _Moment(round_, vectors, self._lossless)
+        return _Moment(round_, vectors, self._lossless, dict(self._aside))
 
     def of(self, peer: PeerId) -> Vector:
         return self._vectors[peer]
 
-    def add(self, round_: int, said: Mapping[PeerId, _Said], whole: Mapping[PeerId, Vector]) -> None:
+    def add(
+        self,
+        round_: int,
+        said: Mapping[PeerId, _Said],
+        whole: Mapping[PeerId, Vector],
+        aside: Mapping[tuple[PeerId, PeerId], _Said],
+    ) -> None:
+        for sender, to in self._aside.keys() | aside.keys():
+            one = aside.get((sender, to), said.get(sender))
+            if one is not None:
+                self._aside[sender, to] = self._aside.get((sender, to), self._vectors[sender]) + one.values
         for peer, one in said.items():
             self._vectors[peer] = self._vectors[peer] + one.values
             self._fresh[peer] = round_

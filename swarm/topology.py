@@ -48,6 +48,15 @@ class Ring:
         return nx.cycle_graph(peers) if peers > 2 else nx.complete_graph(peers)
 
 
+@TOPOLOGIES.register("line")
+@dataclass(frozen=True)
+class Line:
+    """Two neighbours each, and one for the first and the last."""
+
+    def graph(self, peers: int, seed: int) -> "nx.Graph[int]":
+        return nx.path_graph(peers)
+
+
 @TOPOLOGIES.register("k-regular")
 @dataclass(frozen=True)
 class KRegular:

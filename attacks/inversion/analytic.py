@@ -37,6 +37,7 @@ class Analytic:
 
     Args:
         targets: at most so many rounds of each victim, the earliest exactly known ones first.
+        first: the earliest round to look at.
         features: whether to report the inputs of deeper layers.
         across: of groups that show only sums, solve the sums of all rounds for single members.
     """
@@ -44,6 +45,7 @@ class Analytic:
     reconstructs: ClassVar[str] = "pictures"
 
     targets: Annotated[int, Field(ge=1)] = 16
+    first: Annotated[int, Field(ge=0)] = 0
     features: bool = True
     across: bool = False
 
@@ -53,7 +55,7 @@ class Analytic:
         layers = [layer for layer in network.linear_layers() if layer.bias is not None]
         if not layers:
             raise BadInput("The analytic attack needs a fully connected layer with a bias, and this network has none.")
-        for observed in observe_updates(view, self.targets, self.across):
+        for observed in observe_updates(view, self.targets, self.across, self.first):
             labels = infer_labels(network, observed, view.public)
             yield self._guess(network, layers, observed, labels, batch_size(observed, view.public))
 
@@ -69,6 +71,8 @@ class Analytic:
             elif self.features:
                 features[layer.name] = inputs.tolist()
         details = {"exact": observed.exact, "coverage": observed.coverage, "features": features}
+        if batch == 1:
+            details["snr"] = _signal_to_noise(layers[0], observed)
         loss = _distance(network, observed, pictures, labels[: len(pictures)])
         return Guess(observed.victim, observed.round, pictures, labels, loss, details, observed.among)
 
@@ -137,6 +141,16 @@ def _inputs(layer: LinearLayer, observed: Observed, batch: int) -> Floats:
         return distinct_inputs(weight, bias)
     said = None if observed.said is None else observed.said[layer.weight].reshape(weight.shape)
     return single_input(weight, bias, said)[None]
+
+
+def _signal_to_noise(layer: LinearLayer, observed: Observed) -> float:
+    """How much longer a weight gradient is than what no single input explains of it, in dB."""
+    weight, bias = layer.weight_of(observed.update), layer.bias_of(observed.update)
+    assert bias is not None  # run() takes only layers that have one
+    said = np.ones(weight.shape, bool) if observed.said is None else observed.said[layer.weight].reshape(weight.shape)
+    rest = np.linalg.norm((weight - np.outer(bias, single_input(weight, bias, said)))[said])
+    signal = float(np.linalg.norm(weight[said]))
+    return float(20 * np.log10(max(signal, 1e-300) / max(float(rest), 1e-15 * signal, 1e-300)))
 
 
 def _distance(network: Network, observed: Observed, pictures: NDArray[np.float32], labels: NDArray[np.int64]) -> float:

@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from veilmesh.attacks import ATTACKS
 from veilmesh.attacks.inversion.analytic import distinct_inputs, plausible_pictures, single_input
 from veilmesh.core import BadInput
 from veilmesh.sim.score import match, psnr
-from veilmesh.tasks.models.build import build_model, vector_to_parameters
+from veilmesh.tasks.models.build import build_model, initial_vector, vector_to_parameters
 
 
 def _run(view, **options):
@@ -52,6 +52,73 @@ def test_a_perceptron_gives_its_picture_away(make_mesh, activation, shape):
         assert guess.labels.tolist() == [label]
         assert guess.loss < 1e-5
         assert set(guess.details["features"]) == {"4", "6"} or len(guess.details["features"]) == 2
+
+
+@pytest.mark.parametrize(("shape", "hidden"), [((1, 8, 8), 64), ((3, 32, 32), 1024)])
+def test_one_picture_is_exact_to_the_last_bits_of_a_float(make_mesh, digits, shape, hidden):
+    x = digits[0][:1] if shape == (1, 8, 8) else np.random.default_rng(2).random((1, *shape), dtype=np.float32)
+    mesh = make_mesh(shape=shape, model={"name": "mlp", "hidden": (hidden,)}, classes=10)
+    mesh.train("b", ["a"], x, np.array([3]))
+    (guess,) = _run(mesh.view("a"))
+    error = np.square(guess.pictures.astype(np.float64) - x).mean()
+    assert -10 * np.log10(max(error, 1e-30)) >= 120  # no cap here
+    assert guess.details["snr"] > 120
+
+
+def test_a_gradient_that_is_not_of_one_picture_has_a_low_signal(make_mesh, digits):
+    x, y = digits
+    mesh = make_mesh()
+    noise = np.random.default_rng(0).standard_normal(mesh.public.initial.size).astype(np.float32)
+    mesh.update("b", ["a"], 0, noise)
+    (guess,) = _run(mesh.view("a"))
+    assert guess.details["snr"] < 10
+
+
+def _inputs_of_layers(mesh, x):
+    """What every fully connected layer of the mesh's network is fed, in double precision, by its name: (B, in)."""
+    options = {k: v for k, v in mesh.public.model.items() if k != "name"}
+    module = build_model(mesh.public.model["name"], options, mesh.public.shape, mesh.public.classes, 0)
+    vector_to_parameters(module, mesh.public.initial)
+    seen = {}
+    for name, layer in module.named_modules():
+        if isinstance(layer, torch.nn.Linear):
+            layer.register_forward_pre_hook(lambda _, inputs, name=name: seen.__setitem__(name, inputs[0]))
+    with torch.no_grad():
+        module.double()(torch.from_numpy(x).double())
+    return {name: z.numpy() for name, z in seen.items()}
+
+
+@given(
+    hidden=st.lists(st.integers(4, 40), min_size=1, max_size=6),
+    activation=st.sampled_from(["tanh", "sigmoid", "leaky-relu"]),
+    seed=st.integers(0, 999),
+)
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_comes_behind_a_layer_its_input_is_exact(make_mesh, hidden, activation, seed):
+    """Geiping et al., proposition 3.1, on random networks of any depth: the picture, and the features of every deeper
+    layer, but for the rounding of single precision."""
+    x = np.random.default_rng(seed).random((1, 3, 5, 7), dtype=np.float32)
+    model = {"name": "mlp", "hidden": tuple(hidden), "activation": activation}
+    shape = {"shape": (3, 5, 7), "classes": 4}
+    initial = initial_vector("mlp", {"hidden": tuple(hidden), "activation": activation}, (3, 5, 7), 4, seed)
+    mesh = make_mesh(model=model, initial=initial, **shape)
+    mesh.train("b", ["a"], x, np.array([seed % 4]))
+    (guess,) = _run(mesh.view("a"))
+    assert np.linalg.norm(guess.pictures - x) <= 1e-5 * np.linalg.norm(x)
+    truth = _inputs_of_layers(mesh, x)
+    assert len(guess.details["features"]) == len(hidden)
+    for name, features in guess.details["features"].items():
+        assert np.linalg.norm(np.array(features) - truth[name]) <= 1e-5 * np.linalg.norm(truth[name])
+
+
+@given(batch=st.integers(2, 8), outputs=st.integers(1, 12), seed=st.integers(0, 999))
+def test_a_batch_gives_the_mean_weighted_with_what_every_neuron_feels_of_each(batch, outputs, seed):
+    rng = np.random.default_rng(seed)
+    x, delta = rng.random((batch, 20)), rng.random((outputs, batch)) + 0.1
+    weight, bias = delta @ x, delta.sum(1)
+    np.testing.assert_allclose(weight / bias[:, None], (delta / bias[:, None]) @ x, rtol=1e-9)
+    mean = single_input(weight[:1], bias[:1])
+    np.testing.assert_allclose(mean, np.average(x, axis=0, weights=delta[0]), rtol=1e-9)
 
 
 def test_a_wide_perceptron_gives_a_batch_away(make_mesh, digits):

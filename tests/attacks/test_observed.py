@@ -151,6 +151,17 @@ def test_a_client_of_the_star_sees_nobody(make_mesh, initial):
     assert observe_updates(mesh.view("a")) == []
 
 
+def test_who_attacks_a_trained_network_waits_for_it(make_mesh, initial):
+    mesh = make_mesh(initial=initial)
+    truth = mesh.gossip(_updates("abc", 6))
+    seen = observe_updates(mesh.view("a"), targets=2, first=3)
+    assert [(o.victim, o.round) for o in seen] == [(v, t) for v in "bc" for t in (3, 4)]
+    for o in seen:  # what went before is followed all the same
+        assert o.exact
+        np.testing.assert_allclose(o.update, truth["update"][o.victim, o.round], atol=1e-6)
+    assert observe_updates(mesh.view("a"), first=6) == []
+
+
 def test_targets_are_the_earliest_exact_rounds(make_mesh, initial):
     mesh = make_mesh(initial=initial)
     mesh.gossip(_updates("abc", 4))

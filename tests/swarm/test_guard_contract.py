@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from veilmesh.core import BadInput, generator
+from veilmesh.crypto.codecs.base import CODECS
 from veilmesh.swarm.guards.base import GUARDS, Guard, RoundInfo
 
 INFO = RoundInfo(round=3, samples=16)
@@ -67,9 +68,30 @@ def test_no_noise_is_asked_for_with_zero() -> None:
     np.testing.assert_array_equal(GUARDS.build("noise", {"ratio": 0}).outgoing(x, INFO, generator(1, "guard")), x)
 
 
+@pytest.mark.parametrize("size", [0.0, 1.0, 1e4])
+def test_noise_of_an_absolute_size_does_not_look_at_the_update(size: float) -> None:
+    x = np.full(20_000, size, np.float32)
+    noise = GUARDS.build("noise", {"std": 0.3}).outgoing(x, INFO, generator(1, "guard")) - x
+    assert noise.std() == pytest.approx(0.3, rel=0.03)
+
+
+@given(x=VECTORS, keep=st.floats(0.01, 1))
+def test_what_is_pruned_is_what_top_k_would_not_say(x: np.ndarray, keep: float) -> None:
+    out = GUARDS.build("prune", {"keep": keep}).outgoing(x, INFO, generator(1, "guard"))
+    blob = CODECS.build("top-k", {"keep": keep}).encode(x, generator(1, "codec"))
+    np.testing.assert_array_equal(out, CODECS.get("top-k").decode(blob, x.size).values)
+
+
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("clip", {"norm": 0}), ("clip", {"norm": -1}), ("noise", {"ratio": -0.1}), ("clip", {"radius": 1})],
+    [
+        ("clip", {"norm": 0}),
+        ("clip", {"norm": -1}),
+        ("noise", {"ratio": -0.1}),
+        ("noise", {"std": -0.1}),
+        ("prune", {"keep": 0}),
+        ("clip", {"radius": 1}),
+    ],
 )
 def test_impossible_options_are_refused(name: str, options: dict[str, float]) -> None:
     with pytest.raises(BadInput):
