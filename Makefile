@@ -6,7 +6,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install system demo test test-all check lint types layers format reference bench-codecs bench-crypto bench-mesh fuzz clean FORCE
+.PHONY: help install system demo test test-all check lint types layers format reference bench-attacks bench-codecs bench-crypto bench-mesh fuzz clean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -51,6 +51,9 @@ format: install ## put every file into ruff's format
 
 reference: install ## write docs/reference.md anew from what is registered
 	$(BIN)/python scripts/reference
+
+bench-attacks: install ## inversion speed and quality; DATA=FILE: CIFAR-10 as parquet; BREACHING=PYTHON: one that has it
+	@$(BIN)/python bench/bench_attacks.py $(if $(DATA),--data '$(DATA)') $(if $(BREACHING),--breaching '$(BREACHING)')
 
 bench-codecs: install ## bytes, error and speed of every codec on a real update; DATA=FILE: CIFAR-10 as parquet
 	@$(BIN)/python bench/bench_codecs.py $(if $(DATA),--data '$(DATA)')

@@ -94,8 +94,8 @@ class FrozenNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to the same shape."""
-        scale = (self.weight * float((1 + _EPSILON) ** -0.5)).to(x.dtype)  # pictures in a coarser type stay so
-        return x * scale[:, None, None] + self.bias.to(x.dtype)[:, None, None]
+        scale = self.weight * float((1 + _EPSILON) ** -0.5)
+        return x * scale[:, None, None] + self.bias[:, None, None]
 
 
 class Learned(nn.Module):
