@@ -6,7 +6,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install system demo test test-all check lint types layers format reference bench-attacks bench-codecs bench-crypto bench-mesh fuzz clean FORCE
+.PHONY: help install system demo test test-all check lint types layers format reference bench-attacks bench-codecs bench-crypto bench-defences bench-mesh fuzz clean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -54,6 +54,9 @@ reference: install ## write docs/reference.md anew from what is registered
 
 bench-attacks: install ## inversion speed and quality; DATA=FILE: CIFAR-10 as parquet; BREACHING=PYTHON: one that has it
 	@$(BIN)/python bench/bench_attacks.py $(if $(DATA),--data '$(DATA)') $(if $(BREACHING),--breaching '$(BREACHING)')
+
+bench-defences: install ## every codec and guard against attackers who know it; about two CPU minutes each
+	@$(BIN)/python bench/bench_defences.py $(if $(DATA),--data '$(DATA)')
 
 bench-codecs: install ## bytes, error and speed of every codec on a real update; DATA=FILE: CIFAR-10 as parquet
 	@$(BIN)/python bench/bench_codecs.py $(if $(DATA),--data '$(DATA)')

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from veilmesh.attacks.matching.distance import Cosine, Distance
 
-__all__ = ["Hinge", "Intervals", "Projected", "Rounded", "ScaleFree", "Signs", "Ternary", "Thresholded", "Together"]
+__all__ = ["Clipped", "Hinge", "Intervals", "Projected", "Rounded", "Signs", "Ternary", "Thresholded", "Together"]
 
 _TINY = 1e-30
 
@@ -24,41 +24,48 @@ class Signs:
     """1 - cos(tanh(beta u / mean |u|), signs), the mean over chunks as the codec takes them: what a candidate's signs
     would be, made smooth.
 
-    A coordinate that is zero to the bit, as behind a ReLU that never fired, counts as positive: so the codec says it.
-    `signs` (d,): -1 or 1. `weight` (d,): how much each counts in the cosine.
+    A coordinate that is zero to the bit, as behind a ReLU that never fired, counts as `zero`: a codec of one bit has to
+    take it for one of the two, and which units fired then shows. `signs` (d,): -1 or 1. `weight` (d,): how much each
+    counts in the cosine.
     """
 
     signs: Tensor
-    beta: float = 1.0
+    beta: float = 4.0
+    zero: float = -1.0
     chunk: int = 1024
     weight: Tensor | None = None
 
     def at(self, gradient: Tensor, share: float = 0.0) -> tuple[Tensor, Tensor]:
         mean = _chunk_means(gradient.abs(), self.chunk)
         z = gradient / mean
-        level = torch.where(gradient == 0, 1.0, torch.tanh(self.beta * z))
-        slope = self.beta * (1 - level.square())
-        return _matched(gradient, z, mean, level, slope, self.signs, self.weight, self.chunk)
+        level = torch.where(gradient == 0, self.zero, torch.tanh(self.beta * z))
+        weight = torch.ones_like(self.signs) if self.weight is None else self.weight
+        value, pull = Cosine(self.signs * weight).at(level * weight)
+        by_z = pull * weight * self.beta * (1 - level.square())
+        return value, _through_means(by_z, z, gradient, self.chunk) / mean
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Ternary:
-    """1 - cos(soft levels, levels) where a codec says -1, 0 or 1 for coordinates beyond their chunk's mean magnitude.
+    """1 - cos(soft levels, levels) where a codec said whether coordinates are beyond a threshold, and their sign.
 
-    The soft level of u is (tanh(beta (z - 1)) + tanh(beta (z + 1))) / 2 with z = u / mean |u|. `levels` (d,): -1, 0, 1.
+    The soft level of u is (tanh(beta (z - 1)) + tanh(beta (z + 1))) / 2, z = u / threshold. `levels` (d,): -1, 0 or 1.
+    `threshold`: in units of a gradient; None: the candidate's own mean magnitude, chunk by chunk.
     """
 
     levels: Tensor
     beta: float = 3.0
+    threshold: float | None = None
     chunk: int = 1024
-    weight: Tensor | None = None
 
     def at(self, gradient: Tensor, share: float = 0.0) -> tuple[Tensor, Tensor]:
-        mean = _chunk_means(gradient.abs(), self.chunk)
-        z = gradient / mean
+        own = self.threshold is None
+        unit = _chunk_means(gradient.abs(), self.chunk) if own else torch.full_like(gradient, self.threshold or 1.0)
+        z = gradient / unit
         above, below = torch.tanh(self.beta * (z - 1)), torch.tanh(self.beta * (z + 1))
-        slope = 0.5 * self.beta * (2 - above.square() - below.square())
-        return _matched(gradient, z, mean, 0.5 * (above + below), slope, self.levels, self.weight, self.chunk)
+        value, pull = Cosine(self.levels).at(0.5 * (above + below))
+        by_z = pull * 0.5 * self.beta * (2 - above.square() - below.square())
+        return value, (_through_means(by_z, z, gradient, self.chunk) if own else by_z) / unit
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -159,21 +166,18 @@ class Projected:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class ScaleFree:
-    """Another distance, at the candidate scaled to a length of `length` over the coordinates in `mask`: for messages
-    whose scale was lost, as behind a clip."""
+class Clipped:
+    """Another distance, at the candidate as a guard clips it: scaled down, where need be, to a length of `norm`."""
 
     inner: Distance
-    length: float
-    mask: Tensor | None = None
+    norm: float
 
     def at(self, gradient: Tensor, share: float = 0.0) -> tuple[Tensor, Tensor]:
-        seen = gradient if self.mask is None else gradient * self.mask
-        length = seen.norm(dim=-1, keepdim=True).clamp_min(_TINY)
-        factor = self.length / length
+        length = gradient.norm(dim=-1, keepdim=True).clamp_min(_TINY)
+        factor = (self.norm / length).clamp(max=1.0)
         value, pull = self.inner.at(gradient * factor, share)
-        along = (pull * gradient).sum(-1, keepdim=True) / length.square()
-        return value, factor * (pull - along * seen)
+        along = (pull * gradient).sum(-1, keepdim=True) / length.square() * (factor < 1)
+        return value, factor * (pull - along * gradient)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -188,16 +192,9 @@ class Together:
         return value, torch.stack([weight * pull for weight, _, pull in found]).sum(0)
 
 
-def _matched(
-    u: Tensor, z: Tensor, mean: Tensor, level: Tensor, slope: Tensor, said: Tensor, weight: Tensor | None, chunk: int
-) -> tuple[Tensor, Tensor]:
-    """1 - cos(level, said), and its derivative by u (P, d), of which z = u / mean; `slope` is that of the level by z."""
-    weight = torch.ones_like(said) if weight is None else weight
-    value, pull = Cosine(said * weight).at(level * weight)
-    by_z = pull * weight * slope
-    count = _chunk_sums(torch.ones_like(u), chunk)
-    through_mean = _chunk_sums(by_z * z, chunk) / count * u.sign()
-    return value, (by_z - through_mean) / mean
+def _through_means(by_z: Tensor, z: Tensor, u: Tensor, chunk: int) -> Tensor:
+    """The derivative (P, d) by u, times the mean, of what has `by_z` by z = u / mean |u|, the mean over u's chunk."""
+    return by_z - _chunk_sums(by_z * z, chunk) / _chunk_sums(torch.ones_like(u), chunk) * u.sign()
 
 
 def _chunk_means(x: Tensor, chunk: int) -> Tensor:
