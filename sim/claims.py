@@ -6,7 +6,8 @@ field of a run's summary or of one of its attacks (dots reach inside: `floors.ne
 word: `success['20']`), and the rest chooses the cells. `low` and `high` are the ends of the 95 % interval of the mean
 over the chosen cells, by Student's t: with a `seed` axis, how far another seed might have moved it
 (`low(gain_mean, attack='analytic') > 0`); several figures of one cell count as their mean, and of one cell there is
-none. Nothing else is a term: a check is read, never executed. Where a chosen cell lacks the figure the claim is not
+none. `apart(FIGURE, by='axis')` is how far the means at the values of an axis lie apart: the highest less the lowest.
+Nothing else is a term: a check is read, never executed. Where a chosen cell lacks the figure the claim is not
 run, and what is not a number never holds.
 """
 
@@ -47,6 +48,7 @@ _COLLECT: dict[str, Callable[[Sequence[float]], float]] = {
     "count": lambda v: float(len(v)),
 }
 _BOUNDS = ("low", "high")  # of an interval over cells
+_APART = "apart"  # the range of the means along an axis
 _ATTACKS = ("attack", "vantage", "title")  # what chooses among a cell's attacks, and no axis
 _TRENDS: dict[str, Callable[[float, float], bool]] = {"increasing": operator.lt, "decreasing": operator.gt}
 
@@ -134,8 +136,12 @@ def _read_term(node: ast.expr) -> None:
         case ast.Call(func=ast.Name(id=name), args=[figure]) if name in (*_COLLECT, *_BOUNDS):
             _where(node)
             _path(figure)
+        case ast.Call(func=ast.Name(id=name), args=[figure]) if name == _APART:
+            if "by" not in _where(node):
+                raise BadInput(f"{ast.unparse(node)!r} needs one figure and by='axis'.")
+            _path(figure)
         case _:
-            known = ", ".join([*_COLLECT, *_BOUNDS])
+            known = ", ".join([*_COLLECT, *_BOUNDS, _APART])
             raise BadInput(f"{ast.unparse(node)!r} is not a term of a check; known: {known}, abs, numbers.")
 
 
@@ -153,20 +159,25 @@ def _figure(value: float) -> str:
 
 def _trend(tree: ast.Call, cells: Cells) -> tuple[str, str, bool]:
     assert isinstance(tree.func, ast.Name)
-    name = tree.func.id
-    where = _where(tree)
+    name, axis = tree.func.id, _where(tree)["by"]
+    series = _series(tree, cells)
+    steps = zip(series, series[1:], strict=False)
+    holds = all(_TRENDS[name](a[1], b[1]) for a, b in steps)
+    return f"{name} with {axis}", ", ".join(f"{at}: {value:.4g}" for at, value in series), holds
+
+
+def _series(call: ast.Call, cells: Cells) -> list[tuple[Any, float]]:
+    """The mean of a figure at each value of the axis that it is asked for `by`, in order."""
+    where = _where(call)
     axis = where.pop("by")
     points: dict[Any, list[float]] = {}
     for cell in _chosen(cells, where):
-        if values := axis in cell["axes"] and _figures(cell, tree.args[0], where):
+        if values := axis in cell["axes"] and _figures(cell, call.args[0], where):
             points.setdefault(_place(cell["axes"][axis]), []).extend(values)
     if len(points) < 2:
         raise _Missing(f"fewer than two values of {axis}")
     numbers = all(isinstance(at, int | float) for at in points)  # anything else goes in the study's own order
-    series = [(at, statistics.fmean(points[at])) for at in (sorted(points) if numbers else points)]
-    steps = zip(series, series[1:], strict=False)
-    holds = all(_TRENDS[name](a[1], b[1]) for a, b in steps)
-    return f"{name} with {axis}", ", ".join(f"{at}: {value:.4g}" for at, value in series), holds
+    return [(at, statistics.fmean(points[at])) for at in (sorted(points) if numbers else points)]
 
 
 def _place(value: Any) -> Any:
@@ -186,6 +197,9 @@ def _value(node: ast.expr, cells: Cells) -> float:
             return _collect(name, figure, _where(node), cells)
         case ast.Call(func=ast.Name(id=name), args=[figure]) if name in _BOUNDS:
             return _bound(name, figure, _where(node), cells)
+        case ast.Call(func=ast.Name(id=name), args=[_]) if name == _APART:
+            means = [mean for _, mean in _series(node, cells)]
+            return math.nan if any(map(math.isnan, means)) else max(means) - min(means)
         case ast.Call(func=ast.Name(id="abs"), args=[inner], keywords=[]):
             return abs(_value(inner, cells))
     raise LocalError(f"{ast.unparse(node)!r} was read as a check, and is none")

@@ -27,7 +27,7 @@ from veilmesh.sim.observation import observation, randomness
 from veilmesh.sim.roc import Split, auc, auc_floor, auc_gap_interval, auc_interval, balanced_accuracy, hits
 from veilmesh.sim.scenario import Choice
 
-__all__ = ["Game", "infer", "member_figures", "property_figures"]
+__all__ = ["Game", "infer", "link_figures", "member_figures", "property_figures"]
 
 _MOST = 250  # members of one victim; with more of them the figures are no sharper than other things make them
 _ALARMS = {"tpr_1": 0.01, "tpr_01": 0.001}
@@ -57,6 +57,8 @@ def infer(folder: Path, cast: Cast, ids: Sequence[PeerId], choice: Choice, vanta
     if isinstance(attack, Property):
         truth = [_had(cast, ids, one, partial(attack.holds, public=view.public)) for one in scores]
         found = property_figures(scores, truth)
+    elif attack.infers == "peers":
+        found = link_figures(scores)
     else:
         found = member_figures(scores, {victim: game.members for victim, game in games.items()})
     return {
@@ -95,6 +97,20 @@ def property_figures(scores: Sequence[Scores], truth: Sequence[bool]) -> dict[st
         return share | {"auc": None}
     rates = _rates([(having, others)], [scores[0].threshold])
     return share | rates | {"told": rates}
+
+
+def link_figures(scores: Sequence[Scores]) -> dict[str, Any]:
+    """How often the highest score is that of the peer itself (`top_1`), with its 95 % interval and what chance has.
+
+    The interval counts peers and not updates: those of one peer are alike, and so right or wrong together.
+    """
+    peers = sorted({one.victim for one in scores})
+    if not peers:
+        return {"auc": None, "updates": 0, "top_1": None, "top_1_low": None, "top_1_high": None, "top_1_floor": None}
+    share = fmean(peers[int(one.values.argmax())] == one.victim for one in scores)
+    low, high = share_interval(share, len(peers))
+    figures = {"top_1": share, "top_1_low": low, "top_1_high": high, "top_1_floor": 1 / len(peers)}
+    return {"auc": None, "updates": len(scores)} | {name: round(value, 5) for name, value in figures.items()}
 
 
 def _figures(scores: Sequence[Scores], truth: Mapping[PeerId, NDArray[np.bool_]]) -> dict[str, Any]:

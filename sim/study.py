@@ -229,10 +229,11 @@ def run_study(
         for cell in cells
     ]
     verdicts = [judge(Claim(c.says, c.check, c.source or study.study.source), done) for c in study.claims]
+    form = {"quick": quick, "size": study.size() if quick else "", "changed": dict(study.changed)}
     write_json(
         folder / "summary.json",
         {
-            "study": study.study.model_dump() | {"quick": quick, "size": study.size() if quick else "", "changed": dict(study.changed)},
+            "study": study.study.model_dump() | form,
             "cells": done,
             "claims": [asdict(v) for v in verdicts],
             "versions": versions(),

@@ -39,6 +39,7 @@ class ReadFishing:
         iterations: steps of an inversion.
         tv: weight of its total variation.
         targets: at most so many rounds of each victim, the earliest exactly known ones first.
+        first: the earliest round to look at.
     """
 
     reconstructs: ClassVar[str] = "pictures"
@@ -46,12 +47,13 @@ class ReadFishing:
     iterations: Annotated[int, Field(ge=1)] = 400
     tv: Annotated[float, Field(ge=0)] = 1e-4
     targets: Annotated[int, Field(ge=1)] = 4
+    first: Annotated[int, Field(ge=0)] = 0
 
     def run(self, view: View, rng: np.random.Generator) -> Iterator[Guess]:
         """As `Attack.run`. One number is drawn from `rng`."""
         seed = int(rng.integers(1 << 62))
         network = Network(view.public)
-        for observed in observe_updates(view, self.targets):
+        for observed in observe_updates(view, self.targets, first=self.first):
             labels = infer_labels(network, observed, view.public)  # loads the start
             caught = as_single(observed, view.public, network)
             pictures, loss = np.zeros((0, *network.shape), np.float32), 1.0

@@ -39,18 +39,20 @@ class ReadImprint:
 
     Args:
         targets: at most so many rounds of each victim, the earliest exactly known ones first.
+        first: the earliest round to look at.
         peel: take what is known away from the bins where it is not alone, where the update's scale is known.
     """
 
     reconstructs: ClassVar[str] = "pictures"
 
     targets: Annotated[int, Field(ge=1)] = 16
+    first: Annotated[int, Field(ge=0)] = 0
     peel: bool = True
 
     def run(self, view: View, rng: np.random.Generator) -> Iterator[Guess]:
         """As `Attack.run`; draws nothing from `rng`."""
         network = Network(view.public)
-        for observed in observe_updates(view, self.targets):
+        for observed in observe_updates(view, self.targets, first=self.first):
             yield self.read(network, observed, view.public)
 
     def read(self, network: Network, observed: Observed, public: Public) -> Guess:

@@ -193,6 +193,10 @@ def test_every_figure_has_its_floor_and_its_interval_beside_it(run: Path, plante
     assert row["floors"]["blind"] <= row["floors"]["nearest"]
     assert row["floor_blind"] < row["psnr_mean"]
     assert row["psnr_shifted_median"] >= row["psnr_median"]
+    assert row["psnr_shifted_mean"] >= row["psnr_mean"]
+    assert row["error_best"] == 0  # guessed to the bit
+    assert 0 < row["error_worst"] <= 1  # grey, of pictures that were left out
+    assert row["psnr_std"] > 0
     for each in row["guesses"]:
         assert each["floor_blind"] <= each["floor_nearest"]
         assert each["floor_blind"] <= each["floor_shifted"]
@@ -205,6 +209,7 @@ def test_one_picture_has_a_mean_and_no_interval(run: Path, planted: type[Planted
     row = looked(run, training=training)
     assert (row["pictures"], row["psnr_low"], row["psnr_high"]) == (1, None, None)
     assert row["psnr_mean"] == row["psnr_best"]
+    assert row["psnr_std"] is None
 
 
 def test_a_batch_is_looked_at_picture_by_picture_where_it_is_the_only_one(run: Path, planted: type[Planted]) -> None:

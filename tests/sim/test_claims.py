@@ -67,6 +67,8 @@ def test_comparisons(text: str, holds: bool) -> None:
         ("increasing(psnr, by='model.width', seed=4)", None), ("increasing(nothing, by='model.width')", None),
         ("increasing(psnr, by='nothing')", None),
         ("best(psnr, **{'model.width': 8}) == 11", True),
+        ("apart(psnr, by='model.width') == 15", True), ("2 * apart(psnr, by='model.width') < 30", False),
+        ("apart(psnr, by='model.width', seed=4) < 5", None),
     ],
 )  # fmt: skip
 def test_trends(text: str, holds: bool | None) -> None:
@@ -85,6 +87,12 @@ def test_a_trend_is_of_the_mean_at_every_value() -> None:
     assert verdict.holds
     assert verdict.got == "1: 20, 2: 30"
     assert verdict.wanted == "increasing with n"
+
+
+def test_apart_is_of_the_mean_at_every_value_and_not_of_single_cells() -> None:
+    cells = [cell({"n": n, "seed": s}, psnr=n * 10 + s) for n in (1, 2) for s in (0, 20)]
+    assert check("apart(psnr, by='n') == 10", cells).holds is True
+    assert check("spread(psnr) == 30", cells).holds is True
 
 
 def test_a_trend_over_names_goes_in_the_studys_order() -> None:
@@ -195,6 +203,7 @@ def test_no_cells_at_all_are_not_run() -> None:
         "best(floors[0]) > 0", "best(floors[x]) > 0", "abs() > 0", "abs(1, 2) > 0", "abs(x=1) > 0", "abs(accuracy) > 0",
         "max(accuracy) > 0", "eval('1') > 0", "print(1) < 2", "getattr(accuracy, 'x') > 0",
         "low(1) > 0", "high() > 0", "low(accuracy, finished) > 0",
+        "apart(accuracy) > 0", "apart(accuracy, by='arm')", "apart(1, by='arm') > 0", "apart(by='arm') > 0",
         "increasing(accuracy)", "increasing(by='arm')", "increasing(accuracy, finished, by='arm')",
         "increasing(accuracy, by=arm)", "increasing(1, by='arm')", "increasing(accuracy, by='arm') > 0",
         "increasing(accuracy, by='arm') == increasing(finished, by='arm')", "rising(accuracy, by='arm')",

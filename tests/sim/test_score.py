@@ -13,7 +13,7 @@ from skimage.metrics import structural_similarity
 from veilmesh.attacks import Guess
 from veilmesh.core import LocalError
 from veilmesh.sim.blind import DRAWS, blind_guesses
-from veilmesh.sim.measures import psnr_shifted
+from veilmesh.sim.measures import psnr_shifted, relative_error
 from veilmesh.sim.score import CAP, floors, match, psnr, score, ssim
 
 
@@ -188,6 +188,17 @@ def test_the_best_shift_is_the_best_of_all_of_them():
     every = [psnr(np.roll(x, (i, j), axis=(2, 3)), y) for i in range(6) for j in range(5)]
     assert psnr_shifted(x, y) == pytest.approx(np.max(every, axis=0))
     assert psnr_shifted(x[:0], y[:0]).shape == (0,)
+
+
+def test_a_relative_error_goes_on_where_psnr_is_capped():
+    x = _pictures(2) * 0.5 + 0.25
+    assert relative_error(x, x).tolist() == [0, 0]
+    for share in (1e-3, 1e-6):
+        near = x.astype(np.float64) * (1 + share)
+        assert relative_error(near, x) == pytest.approx([share, share], rel=1e-3)
+        (one, _) = score(_guess(near.astype(np.float32), [0, 0]), x, np.zeros(2, np.int64), None)
+        assert one.error == pytest.approx(share, rel=0.1)
+    assert (psnr(x * (1 + 1e-6), x) == CAP).all()
 
 
 def test_a_score_stands_beside_its_blind_floor_and_its_best_shift():

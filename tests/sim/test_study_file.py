@@ -236,6 +236,17 @@ def test_a_file_that_is_missing_or_broken_is_refused(tmp_path: Path) -> None:
             Study.read(tmp_path / name)
 
 
+OURS = sorted((Path(__file__).parents[2] / "studies").rglob("*.toml"))
+
+
+@pytest.mark.parametrize("path", OURS, ids=lambda path: path.stem)
+def test_every_study_that_comes_with_the_program_can_be_run_as_far_as_reading_it_shows(path: Path) -> None:
+    study = Study.read(path)
+    assert study.claims
+    quick = study.cells(quick=True)
+    assert 0 < len(quick) <= len(study.cells())
+
+
 def test_studies_are_found_in_folders(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="There is no study"):
         find_studies(tmp_path)

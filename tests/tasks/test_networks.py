@@ -114,6 +114,15 @@ def test_circular_padding_hides_where_things_are(pool: str, same: bool) -> None:
     assert torch.allclose(*gradients, atol=1e-5) == same
 
 
+def test_a_deep_convnet_need_not_end_in_nothing() -> None:
+    """With so many downsamplings, networks of any depth end in as many features."""
+    for depth in (2, 5):
+        module = build_model("convnet", {"width": 4, "depth": depth, "downsamplings": 2}, (3, 16, 16), 2, 0)
+        layers = [layer for layer in module if isinstance(layer, nn.Conv2d)]
+        assert [layer.stride[0] for layer in layers] == [2, 2] + [1] * (depth - 2)
+        assert module[-1].in_features == 4 * 4 * 4
+
+
 def test_pictures_too_small_for_their_padding_are_refused() -> None:
     with pytest.raises(BadInput, match="does not fit pictures of 1x8x8"):
         build_model("convnet", {"depth": 6, "padding": "reflect"}, (1, 8, 8), 2, 0)

@@ -19,6 +19,7 @@ from PIL import Image
 
 from veilmesh.core import BadInput, LocalError
 from veilmesh.tasks import SOURCES, Dataset
+from veilmesh.tasks.data.crops import by_area, cut
 from veilmesh.tasks.data.mnist import read_idx
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -94,7 +95,7 @@ MADE: dict[str, tuple[Callable[[Path], Path], str]] = {
     "parquet": (make_parquet, "path"),
     "image-folder": (make_folder, "path"),
 }
-BUILT_IN = {"digits", "faces"}
+BUILT_IN = {"depth", "digits", "faces", "photos"}
 ELSEWHERE = {"hub"}  # needs the network
 
 
@@ -386,6 +387,15 @@ def test_camvid_resizes_masks_without_mixing_classes(tmp_path: Path) -> None:
     assert data.per_pixel
 
 
+def test_camvid_with_one_label_a_picture_has_that_of_most_of_its_pixels(tmp_path: Path) -> None:
+    path = make_camvid(tmp_path)
+    masks = SOURCES.build("camvid", {"path": path}).load()
+    data = SOURCES.build("camvid", {"path": path, "label": "picture"}).load()
+    assert not data.per_pixel
+    np.testing.assert_array_equal(data.train_x, masks.train_x)
+    np.testing.assert_array_equal(data.train_y, [np.bincount(mask.ravel()).argmax() for mask in masks.train_y])
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
@@ -397,6 +407,41 @@ def test_camvid_resizes_masks_without_mixing_classes(tmp_path: Path) -> None:
 def test_camvid_refuses_what_is_no_mask(tmp_path: Path, options: dict[str, object], says: str) -> None:
     with pytest.raises(BadInput, match=says):
         SOURCES.build("camvid", {"path": make_camvid(tmp_path), **options}).load()
+
+
+# what comes with scikit-image
+
+
+def test_crops_of_photographs_do_not_overlap_and_are_not_flat() -> None:
+    data = SOURCES.build("photos").load()
+    assert (data.shape, data.classes) == ((3, 32, 32), 8)
+    parts = (data.train_x, data.test_x, data.public_x)
+    assert [len(x) for x in parts] == [344, 114, 114]
+    assert min(x.reshape(len(x), -1).std(axis=1).min() for x in parts) >= 0.04
+    assert np.unique(data.train_y).tolist() == list(range(8))
+    assert len(SOURCES.build("photos", {"side": 512}).load().train_x) > 2 * 344
+
+
+def test_a_photograph_is_brought_to_size_by_area() -> None:
+    picture = np.arange(8 * 13 * 3).reshape(8, 13, 3).astype(np.uint8)
+    small = by_area(picture, 4)
+    assert small.shape == (4, 6, 3)
+    np.testing.assert_allclose(small[1, 2], picture[2:4, 4:6].mean(axis=(0, 1)) / 255, rtol=1e-6)
+    squares = cut(picture, 4)
+    assert squares.shape == (6, 4, 4, 3)
+    np.testing.assert_array_equal(squares[4], picture[4:8, 4:8])
+
+
+def test_depth_has_the_same_pictures_with_either_label() -> None:
+    masks, pictures = SOURCES.build("depth").load(), SOURCES.build("depth", {"label": "picture"}).load()
+    assert masks.per_pixel
+    assert not pictures.per_pixel
+    for part in ("train", "test", "public"):
+        x, mask, label = getattr(masks, f"{part}_x"), getattr(masks, f"{part}_y"), getattr(pictures, f"{part}_y")
+        np.testing.assert_array_equal(x, getattr(pictures, f"{part}_x"))
+        near = mask.mean(axis=(1, 2))
+        assert 1 / 16 <= near.min() <= near.max() <= 15 / 16
+        np.testing.assert_array_equal(near > 0.5, label)
 
 
 # hub, and the real files
