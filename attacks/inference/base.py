@@ -3,7 +3,8 @@
 The membership game. For each victim the adversary is given candidates: pictures with their labels, of which half were
 among that peer's training examples and half were not, from the same source, shuffled, and with no word about which.
 It answers with a score for each, higher where it holds membership for likelier. Who was a member is known in `sim/`
-alone. An inference of a property of a victim's data is a score in the same form, and looks at no candidate.
+alone. An inference of a property of a victim's data is a score in the same form, and looks at no candidate; so is one
+of which peer somebody used to be, with a score for every peer that was seen.
 """
 
 from collections.abc import Iterable, Mapping
@@ -36,7 +37,8 @@ class Candidates:
 class Scores:
     """What the adversary says of `victim`'s candidates, from the model of `round`, in the order they were given in.
 
-    `values` (N,): higher is more likely a member; those of properties are (1,), and of the victim's own data.
+    `values` (N,): higher is more likely a member; those of properties are (1,), and of the victim's own data; those of
+    who it used to be (n,), over all victims in the order of their ids.
     `threshold`: above it the adversary itself would say "member", or "has it".
     """
 
@@ -50,7 +52,7 @@ class Scores:
 class Inference(Protocol):
     """An inference: pure in its view, its candidates and its generator."""
 
-    infers: ClassVar[str]  # "members", or "property"
+    infers: ClassVar[str]  # "members", "property", or "peers"
 
     def run(self, view: View, candidates: Mapping[PeerId, Candidates], rng: np.random.Generator) -> Iterable[Scores]:
         """Scores, as they come; at most one set for each victim, kind of model and round."""

@@ -43,7 +43,7 @@ class Cosine:
         gradient = gradient if self.mask is None else gradient * self.mask
         length = gradient.norm(dim=1, keepdim=True).clamp_min(1e-30)
         cosine = (gradient @ self.target).unsqueeze(1) / length
-        pull = (gradient * (cosine / length)).sub_(self.target).div_(length)
+        pull = (gradient * (cosine / length.square())).addcmul_(self.target.expand_as(gradient), -1 / length)
         return 1.0 - cosine.squeeze(1), pull  # what the mask hides is 0 in both
 
 

@@ -116,7 +116,8 @@ class Differenced:
             moved = [torch.stack(parts) for parts in zip(*slopes, strict=True)]
             return torch.autograd.grad(through, list(leaves), moved[: len(through)], materialize_grads=True)
 
-        return Prediction(torch.cat([way.gradient for way in ways]), back)
+        one = ways[0].gradient  # of one candidate, no copy: gradients are the largest things here
+        return Prediction(torch.cat([way.gradient for way in ways]) if len(ways) > 1 else one, back)
 
     def _compare(self, x: Tensor, y: Tensor, pull: Tensor, slope: Tensor) -> None:
         leaf = x.requires_grad_(True)

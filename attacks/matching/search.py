@@ -74,6 +74,8 @@ class _Distances:
     each: Sequence[Distance]
 
     def at(self, gradient: Tensor, share: float) -> tuple[Tensor, Tensor]:
+        if len(self.each) == 1:
+            return self.each[0].at(gradient, share)
         parts = gradient.chunk(len(self.each))
         values, pulls = zip(*(d.at(part, share) for d, part in zip(self.each, parts, strict=True)), strict=True)
         return torch.cat(values), torch.cat(pulls)
