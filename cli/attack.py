@@ -78,6 +78,12 @@ def _outcome(result: Mapping[str, Any], vantage: str) -> str:
 
 def _inferred(result: Mapping[str, Any]) -> str:
     """What the scores of an inference came to, in a sentence."""
+    if result.get("top_1") is not None:
+        return (
+            f"{result['attack']} knows {result['top_1']:.0%} of {result['updates']} updates again "
+            f"({result['top_1_low']:.0%} to {result['top_1_high']:.0%}; without any information "
+            f"{result['top_1_floor']:.0%})."
+        )
     what = "members from others" if result["infers"] == "members" else "who has the property from who has not"
     if result["auc"] is None:
         return f"{result['attack']} made {result['guesses_made']} scores, and there is nothing to tell {what} by."

@@ -62,9 +62,12 @@ class Display:
 
     def tell(self, title: str, event: Mapping[str, Any]) -> None:
         """What the run `title` reports."""
+        another = title != self._run.title and self._begun > 0  # beside the run that is shown, which began last
         match event["kind"]:
             case "training":
                 self._begin(title, event)
+            case "attacking" | "attacked" | "note" if another:
+                pass
             case "note":
                 self._note(event)
             case "attacking":

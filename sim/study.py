@@ -4,6 +4,7 @@ The quick form of a study is smaller, never softer: it checks the same claims, a
 """
 
 import itertools
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -222,8 +223,11 @@ def run_study(
     fresh = [cell for cell in cells if not cell.is_done(folder)]
     jobs = [RunJob(cell.name, cell.scenario, cell.attacks, cell.folder(folder)) for cell in fresh]
     # Real meshes are timed, so they have the machine to themselves; simulations share it.
-    for _ in ForkEngine(workers=1).map(jobs, progress):
-        pass
+    alone = [job for job in jobs if job.scenario.world == "libp2p"]
+    shared = [job for job in jobs if job.scenario.world != "libp2p"]
+    for some, workers in ((alone, 1), (shared, os.cpu_count() or 1)):
+        for _ in ForkEngine(workers).map(some, progress):
+            pass
     done = [
         {"key": cell.key, "axes": dict(cell.axes), "summary": read_json(cell.folder(folder) / "summary.json")}
         for cell in cells

@@ -17,11 +17,15 @@ __all__ = ["Noise"]
 class Noise:
     """Add Gaussian noise whose norm is about `ratio` times the update's: std = ratio * ||x|| / sqrt(d).
 
-    Relative to the update, so that the same figure means the same on every network; no epsilon follows from it.
+    Relative to the update, so that the same figure means the same on every network; no epsilon follows from it. `std`:
+    the standard deviation itself instead, in units of the parameters, whatever the update is.
     """
 
     ratio: Annotated[float, Field(ge=0)] = 1.0
+    std: Annotated[float, Field(ge=0)] | None = None
 
     def outgoing(self, x: Vector, info: RoundInfo, rng: np.random.Generator) -> Vector:
-        std = self.ratio * float(np.linalg.norm(x.astype(np.float64))) / np.sqrt(x.size)
+        std = self.std
+        if std is None:
+            std = self.ratio * float(np.linalg.norm(x.astype(np.float64))) / np.sqrt(x.size)
         return (x + np.float32(std) * rng.standard_normal(x.size, dtype=np.float32)).astype(np.float32)

@@ -84,6 +84,7 @@ KNOWN = (
     "veilmesh.swarm.sealer",
     "veilmesh.swarm.secure_messages", "veilmesh.swarm.strategies.brea", "veilmesh.swarm.strategies.brea_steps",
     "veilmesh.swarm.strategies.brea_terms", "veilmesh.swarm.strategies.butterfly",
+    "veilmesh.swarm.strategies.hub.lossless",
     "veilmesh.swarm.strategies.secure_clusters", "veilmesh.swarm.strategies.secure_groups", "veilmesh.tasks.models",
 )  # fmt: skip
 INSIDE = "veilmesh.swarm.strategies.base"  # a tamper is a machine, and has the kit of one: its own

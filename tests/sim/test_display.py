@@ -39,14 +39,26 @@ def text(display: Display, width: int) -> str:
 def test_everything_is_there_and_no_line_is_wider_than_the_terminal(width: int) -> None:
     display, _ = shown(total=6, done=1, width=width)
     display.tell("faces, swarm, defended", training(20, 100, attacks=2))
-    display.tell("x", note("peer:0", "round", sent=12_345_678, round=49))
-    display.tell("x", note("peer:0", "accuracy", accuracy=0.925, round=40, loss=0.1))
-    display.tell("x", {"kind": "attacking", "attack": "cosine-inversion", "vantage": "peer:3"})
+    display.tell("faces, swarm, defended", note("peer:0", "round", sent=12_345_678, round=49))
+    display.tell("faces, swarm, defended", note("peer:0", "accuracy", accuracy=0.925, round=40, loss=0.1))
+    display.tell("faces, swarm, defended", {"kind": "attacking", "attack": "cosine-inversion", "vantage": "peer:3"})
     lines = text(display, width).splitlines()
     assert all(len(line) <= width for line in lines)
     page = "\n".join(lines)
     for word in ("run 2 of 6", "left", "50/100", "92.5%", "12.3 MB", "+5 more", "attack: cosine-inversion from peer:3"):
         assert word in page
+
+
+def test_of_runs_side_by_side_the_one_that_began_last_is_shown() -> None:
+    display, _ = shown(total=2)
+    display.tell("one", training(4, 100))
+    display.tell("two", training(4, 100))
+    display.tell("one", note("peer:0", "round", round=49))
+    display.tell("one", {"kind": "attacking", "attack": "cosine-inversion", "vantage": "peer:3"})
+    page = text(display, 100)
+    assert "two" in page
+    assert "50/100" not in page
+    assert "cosine-inversion" not in page
 
 
 def test_runs_and_attacks_move_the_bar_forward_only() -> None:
