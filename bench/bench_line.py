@@ -17,10 +17,10 @@ import networkx as nx
 import numpy as np
 import torch
 
-from veilmesh.attacks.knowledge import System
-from veilmesh.attacks.non_neighbour import rounding_of, solve_unheard
-from veilmesh.attacks.replay import Replay
-from veilmesh.attacks.replica import Replica
+from veilmesh.attacks.seen.knowledge import System
+from veilmesh.attacks.seen.non_neighbour import rounding_of, solve_unheard
+from veilmesh.attacks.seen.replay import Replay
+from veilmesh.attacks.seen.replica import Replica
 from veilmesh.attacks.view import Public
 from veilmesh.peer.machine import PeerId
 from veilmesh.swarm.topology import metropolis_hastings

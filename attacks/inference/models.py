@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from veilmesh.attacks.inference.base import Kind
-from veilmesh.attacks.marginal import marginalised
-from veilmesh.attacks.observed import Observed, observe_updates
+from veilmesh.attacks.seen.marginal import marginalised
+from veilmesh.attacks.seen.observed import Observed, observe_updates
 from veilmesh.attacks.view import Vantage, View
 from veilmesh.core import RemoteError
 from veilmesh.crypto.codecs import table

@@ -12,7 +12,7 @@ import numpy as np
 
 from veilmesh.attacks.inference.base import INFERENCES, Candidates, Scores
 from veilmesh.attacks.inference.linkability import similarities
-from veilmesh.attacks.observed import observe_updates
+from veilmesh.attacks.seen.observed import observe_updates
 from veilmesh.attacks.view import View
 from veilmesh.crypto.codecs.base import Vector
 from veilmesh.peer.machine import PeerId

@@ -18,7 +18,7 @@ from pydantic import Field
 from veilmesh.attacks.inference.base import INFERENCES, Candidates, Scores
 from veilmesh.attacks.inference.signals import public_pictures, train
 from veilmesh.attacks.network import Network
-from veilmesh.attacks.observed import Observed, observe_updates
+from veilmesh.attacks.seen.observed import Observed, observe_updates
 from veilmesh.attacks.view import Public, View
 from veilmesh.peer.machine import PeerId
 

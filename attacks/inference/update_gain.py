@@ -19,7 +19,7 @@ from pydantic import Field
 from veilmesh.attacks.inference.base import INFERENCES, Candidates, Scores
 from veilmesh.attacks.inference.signals import margins
 from veilmesh.attacks.network import Network
-from veilmesh.attacks.observed import Observed, observe_updates
+from veilmesh.attacks.seen.observed import Observed, observe_updates
 from veilmesh.attacks.view import View
 from veilmesh.peer.machine import PeerId
 

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from veilmesh.attacks.inversion.labels import batch_size, infer_labels
 from veilmesh.attacks.network import LinearLayer, Network
-from veilmesh.attacks.observed import Observed, observe_updates
+from veilmesh.attacks.seen.observed import Observed, observe_updates
 from veilmesh.attacks.view import ATTACKS, Guess, View
 from veilmesh.core import BadInput
 

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from veilmesh.attacks.inversion.labels import batch_size, infer_labels
 from veilmesh.attacks.network import LinearLayer, Network
-from veilmesh.attacks.observed import Observed, observe_updates
+from veilmesh.attacks.seen.observed import Observed, observe_updates
 from veilmesh.attacks.view import ATTACKS, Guess, View
 from veilmesh.core import BadInput
 

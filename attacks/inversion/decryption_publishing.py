@@ -12,8 +12,8 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from veilmesh.attacks.ciphertexts import opened, recovered_key
 from veilmesh.attacks.inversion.key_holder import KeyHolder
+from veilmesh.attacks.seen.ciphertexts import opened, recovered_key
 from veilmesh.attacks.view import ATTACKS, Guess, View
 
 __all__ = ["DecryptionPublishing"]

@@ -15,9 +15,9 @@ from veilmesh.attacks.inversion.analytic import single_input
 from veilmesh.attacks.inversion.cosine import CosineInversion
 from veilmesh.attacks.inversion.labels import infer_labels
 from veilmesh.attacks.network import Network
-from veilmesh.attacks.observed import Observed, observe_updates
 from veilmesh.attacks.payloads.fishing import as_single, fished_class
 from veilmesh.attacks.payloads.places import entrance
+from veilmesh.attacks.seen.observed import Observed, observe_updates
 from veilmesh.attacks.view import ATTACKS, Guess, Public, Vantage, View
 from veilmesh.crypto.codecs import table
 from veilmesh.crypto.codecs.dense import Dense

@@ -19,7 +19,7 @@ from veilmesh.attacks.inversion.bin_table import BinTable, Found
 from veilmesh.attacks.inversion.bins import Bins, bins_of
 from veilmesh.attacks.inversion.labels import batch_size, infer_labels
 from veilmesh.attacks.network import Network
-from veilmesh.attacks.observed import Observed, observe_updates
+from veilmesh.attacks.seen.observed import Observed, observe_updates
 from veilmesh.attacks.view import ATTACKS, Guess, Public, View
 
 __all__ = ["ReadImprint"]

@@ -29,7 +29,7 @@ from veilmesh.attacks.inversion.label_counts import (
     counts_by_restoration,
 )
 from veilmesh.attacks.network import LinearLayer, Network, Pictures
-from veilmesh.attacks.observed import Observed, observe_updates
+from veilmesh.attacks.seen.observed import Observed, observe_updates
 from veilmesh.attacks.view import ATTACKS, Guess, Public, View
 from veilmesh.core import BadInput, generator
 from veilmesh.crypto.codecs.base import Vector

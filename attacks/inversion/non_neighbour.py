@@ -14,10 +14,10 @@ from pydantic import Field
 
 from veilmesh.attacks.inversion.analytic import Analytic
 from veilmesh.attacks.inversion.cosine import CosineInversion
-from veilmesh.attacks.knowledge import System
-from veilmesh.attacks.non_neighbour import heard_states, rounding_of, system_of
-from veilmesh.attacks.replay import Played, Replay
-from veilmesh.attacks.replica import Replica
+from veilmesh.attacks.seen.knowledge import System
+from veilmesh.attacks.seen.non_neighbour import heard_states, rounding_of, system_of
+from veilmesh.attacks.seen.replay import Played, Replay
+from veilmesh.attacks.seen.replica import Replica
 from veilmesh.attacks.view import ATTACKS, Attack, Guess, View
 from veilmesh.core import BadInput
 

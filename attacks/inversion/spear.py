@@ -28,7 +28,7 @@ from veilmesh.attacks.inversion.analytic import distinct_inputs, plausible_pictu
 from veilmesh.attacks.inversion.labels import batch_size, infer_labels
 from veilmesh.attacks.inversion.sparse_directions import Space, sparse_directions
 from veilmesh.attacks.network import LinearLayer, Network
-from veilmesh.attacks.observed import Observed, observe_updates
+from veilmesh.attacks.seen.observed import Observed, observe_updates
 from veilmesh.attacks.view import ATTACKS, Guess, View
 from veilmesh.core import BadInput
 

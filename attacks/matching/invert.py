@@ -13,7 +13,7 @@ from veilmesh.attacks.matching.device import choose_device
 from veilmesh.attacks.matching.recipe import Case, Labels, Recipe
 from veilmesh.attacks.matching.search import search, space_of
 from veilmesh.attacks.network import Network
-from veilmesh.attacks.observed import Observed, observe_updates
+from veilmesh.attacks.seen.observed import Observed, observe_updates
 from veilmesh.attacks.view import Guess, Public, View
 from veilmesh.core import BadInput
 

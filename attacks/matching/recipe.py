@@ -12,7 +12,7 @@ from veilmesh.attacks.matching.distance import Distance
 from veilmesh.attacks.matching.prior import Prior
 from veilmesh.attacks.matching.space import Space, Start
 from veilmesh.attacks.network import Network
-from veilmesh.attacks.observed import Observed
+from veilmesh.attacks.seen.observed import Observed
 from veilmesh.attacks.view import Public
 
 __all__ = ["Case", "Labels", "Local", "Match", "Recipe", "said_only"]

@@ -25,9 +25,9 @@ from torch import nn
 from veilmesh.attacks.inversion.bins import rows_of
 from veilmesh.attacks.inversion.labels import batch_size
 from veilmesh.attacks.network import LinearLayer, Network
-from veilmesh.attacks.observed import Observed
 from veilmesh.attacks.payloads.base import PAYLOADS
 from veilmesh.attacks.payloads.places import last_layer, leaves
+from veilmesh.attacks.seen.observed import Observed
 from veilmesh.attacks.view import Public
 from veilmesh.core import BadInput, generator
 from veilmesh.crypto.codecs.base import Vector

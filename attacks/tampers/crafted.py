@@ -23,8 +23,8 @@ import msgspec
 import numpy as np
 from pydantic import Field
 
-from veilmesh.attacks.marginal import completing
 from veilmesh.attacks.payloads.base import PAYLOADS, Payload
+from veilmesh.attacks.seen.marginal import completing
 from veilmesh.attacks.tampers.base import TAMPERS, Insider, Labels, Pictures
 from veilmesh.attacks.tampers.liar import Claim, Heard, Liar
 from veilmesh.attacks.view import Public

@@ -23,7 +23,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from veilmesh.attacks.marginal import marginalised
+from veilmesh.attacks.seen.marginal import marginalised
 from veilmesh.attacks.tampers.base import TAMPERS, Insider, Labels, Pictures, peers_only
 from veilmesh.attacks.tampers.crafted import chosen
 from veilmesh.attacks.tampers.liar import Claim, Heard, Liar

@@ -25,7 +25,7 @@ of it the sum is given up, or stays without the parts that nobody summed (`parti
 What a peer sees: a group's average, once a round; of one model nothing but masked words. Two peers have no secrets from
 each other in a group of two, and a group tells what its average tells. With floor(2m/3) + 1 of a group colluding, all
 is seen. Groups change every round, so averages of overlapping groups can be put together: of members who say nearly
-the same again and again, a few colluders then learn what each one says (`attacks/overlap.py`).
+the same again and again, a few colluders then learn what each one says (`attacks/seen/overlap.py`).
 
 Cohorts prevent that (So et al., arXiv 2106.03328, "Securing secure aggregation", batches of users). The roster is
 divided once into cohorts, groups are of whole cohorts, and a sum's survivors too: where one is missing the others of

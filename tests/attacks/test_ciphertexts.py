@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("tenseal")
 
 from veilmesh.attacks import Vantage, observe, observe_updates
-from veilmesh.attacks.ciphertexts import shared_key
+from veilmesh.attacks.seen.ciphertexts import shared_key
 from veilmesh.attacks.tampers.base import TAMPERS, Insider
 from veilmesh.attacks.view import ATTACKS, View
 from veilmesh.core import BadInput, generator

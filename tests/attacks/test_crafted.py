@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from veilmesh.attacks.marginal import completing, marginalised
+from veilmesh.attacks.seen.marginal import completing, marginalised
 from veilmesh.core import BadInput, LocalError, generator
 from veilmesh.peer.machine import PeerId
 from veilmesh.sim.cast import Cast

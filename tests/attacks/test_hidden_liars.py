@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from veilmesh.attacks.observed import observe_updates
-from veilmesh.attacks.shared import shared_updates
+from veilmesh.attacks.seen.observed import observe_updates
+from veilmesh.attacks.seen.shared import shared_updates
 from veilmesh.attacks.tampers.base import TAMPERS, Insider
 from veilmesh.attacks.view import Public, Vantage, View, observe
 from veilmesh.core import BadInput, generator

@@ -10,8 +10,8 @@ from veilmesh.attacks import ATTACKS, Public
 from veilmesh.attacks.inversion.bins import bins_of
 from veilmesh.attacks.inversion.imprint import ReadImprint
 from veilmesh.attacks.network import Network
-from veilmesh.attacks.observed import Observed
 from veilmesh.attacks.payloads.base import PAYLOADS
+from veilmesh.attacks.seen.observed import Observed
 from veilmesh.core import BadInput
 from veilmesh.peer.machine import PeerId
 from veilmesh.sim.score import match, psnr

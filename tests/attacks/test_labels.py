@@ -12,7 +12,7 @@ from veilmesh.attacks.inversion.label_counts import (
     counts_by_presence,
     counts_by_restoration,
 )
-from veilmesh.attacks.observed import observe_updates
+from veilmesh.attacks.seen.observed import observe_updates
 from veilmesh.core import BadInput
 from veilmesh.crypto.codecs.sign import Sign
 from veilmesh.crypto.codecs.topk import TopK

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from veilmesh.attacks import ATTACKS, observe_updates
-from veilmesh.attacks.knowledge import System, determinable, reach
 from veilmesh.attacks.network import Network
-from veilmesh.attacks.non_neighbour import heard_states, solve_unheard, solve_view
+from veilmesh.attacks.seen.knowledge import System, determinable, reach
+from veilmesh.attacks.seen.non_neighbour import heard_states, solve_unheard, solve_view
 from veilmesh.crypto.codecs.topk import TopK
 from veilmesh.peer.machine import PeerId
 from veilmesh.swarm.topology import metropolis_hastings

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from veilmesh.attacks.overlap import singled_out, solve
+from veilmesh.attacks.seen.overlap import singled_out, solve
 from veilmesh.peer.machine import PeerId
 
 PEERS = [PeerId(f"p{i}") for i in range(6)]

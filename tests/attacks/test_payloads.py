@@ -9,11 +9,11 @@ import torch
 from veilmesh.attacks import ATTACKS
 from veilmesh.attacks.inversion.fishing import alone
 from veilmesh.attacks.network import Network
-from veilmesh.attacks.observed import observe_updates
 from veilmesh.attacks.payloads.base import PAYLOADS
 from veilmesh.attacks.payloads.fishing import as_single, fished_class
 from veilmesh.attacks.payloads.functionals import cosine_mode, quantiles, supposed_quantiles
 from veilmesh.attacks.payloads.suppression import spoken
+from veilmesh.attacks.seen.observed import observe_updates
 from veilmesh.core import BadInput
 from veilmesh.sim.score import match, psnr
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from veilmesh.attacks.observed import observe_updates
+from veilmesh.attacks.seen.observed import observe_updates
 from veilmesh.peer.machine import PeerId
 from veilmesh.sim.cast import Cast
 from veilmesh.sim.observation import observation

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from veilmesh.attacks.observed import observe_updates
-from veilmesh.attacks.sums import group_sums, remaining
+from veilmesh.attacks.seen.observed import observe_updates
+from veilmesh.attacks.seen.sums import group_sums, remaining
 from veilmesh.attacks.view import View, observe
 from veilmesh.core import LocalError, seed_number
 from veilmesh.peer.transcript import read_transcript

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mask_sums import KINDS, Room, dropped, plan, subsets
 
-from veilmesh.attacks.overlap import singled_out
+from veilmesh.attacks.seen.overlap import singled_out
 from veilmesh.core import BadInput, LocalError, RemoteError
 from veilmesh.peer.machine import PeerId
 from veilmesh.swarm.schedule import cohort_groups, cohorts, random_groups

@@ -25,13 +25,13 @@ from typing import TypeVar
 
 import numpy as np
 
-from veilmesh.attacks.chunks import seen_chunks
-from veilmesh.attacks.ciphertexts import behind_proxies, opened
-from veilmesh.attacks.followed import ControlVariates, OuterSteps
-from veilmesh.attacks.non_neighbour import solve_view
-from veilmesh.attacks.overlap import solve
-from veilmesh.attacks.shared import shared_updates
-from veilmesh.attacks.sums import remaining
+from veilmesh.attacks.seen.chunks import seen_chunks
+from veilmesh.attacks.seen.ciphertexts import behind_proxies, opened
+from veilmesh.attacks.seen.followed import ControlVariates, OuterSteps
+from veilmesh.attacks.seen.non_neighbour import solve_view
+from veilmesh.attacks.seen.overlap import solve
+from veilmesh.attacks.seen.shared import shared_updates
+from veilmesh.attacks.seen.sums import remaining
 from veilmesh.attacks.view import Public, View
 from veilmesh.core import RemoteError
 from veilmesh.crypto.codecs import table

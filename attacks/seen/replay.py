@@ -18,8 +18,8 @@ from itertools import islice, product
 import numpy as np
 from numpy.typing import NDArray
 
-from veilmesh.attacks.knowledge import System
-from veilmesh.attacks.replica import Reading, Replica
+from veilmesh.attacks.seen.knowledge import System
+from veilmesh.attacks.seen.replica import Reading, Replica
 
 __all__ = ["Played", "Replay"]
 
