@@ -27,7 +27,7 @@ def view(request, make_mesh, digits):
 def _build(name):
     """Quick, where an attack can be."""
     fields = {f.name for f in dataclasses.fields(ATTACKS.get(name))}
-    return ATTACKS.build(name, {"iterations": 3} if "iterations" in fields else {})
+    return ATTACKS.build(name, {n: k for n, k in (("iterations", 3), ("newton", 1)) if n in fields})
 
 
 @pytest.mark.parametrize("name", ATTACKS.names())
