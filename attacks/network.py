@@ -65,7 +65,6 @@ class Network:
         self.parameters = list(self.module.parameters())
         self._places = {name: slice(at, at + int(np.prod(size))) for name, size, at in layout(self.module)}
         self._sizes = [p.numel() for p in self.parameters]
-        self._public = public.pictures
 
     def load(self, parameters: Vector) -> None:
         """Take on `parameters` (d,)."""
@@ -85,12 +84,6 @@ class Network:
         loss = functional.cross_entropy(self.module(x), y)
         return np.concatenate([g.cpu().numpy().reshape(-1) for g in torch.autograd.grad(loss, self.parameters)])
 
-    def confidence(self) -> NDArray[np.float64]:
-        """The mean class probabilities (K,) on public pictures, or on noise where there are none."""
-        with torch.no_grad():
-            logits = self.module(torch.from_numpy(self._probes()).to(self.device))
-            return logits.cpu().double().softmax(1).mean(0).numpy()  # type: ignore[no-any-return]  # nn.Module's call is Any
-
     def picture_scale(self, layer: LinearLayer) -> tuple[Vector, Vector] | None:
         """(offset, factor), each (C*H*W,), where the layer's input is offset + factor * picture; None if it is not.
 
@@ -107,19 +100,8 @@ class Network:
         return (black.numpy(), factor.numpy()) if straight else None
 
     def _input_of(self, layer: LinearLayer, pictures: Tensor) -> Tensor:
-        seen: list[Tensor] = []
-        handle = layer.module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
-        try:
-            with torch.no_grad():
-                self.module(pictures)
-        finally:
-            handle.remove()
-        return seen[0].reshape(-1)
-
-    def _probes(self) -> Pictures:
-        if self._public is not None and len(self._public):
-            return np.ascontiguousarray(self._public[:64])
-        return generator(0, "confidence").random((32, *self.shape), dtype=np.float32)
+        with torch.no_grad():
+            return self._inputs_of([layer.module], pictures)[0].reshape(-1)
 
     def answers(self, count: int) -> tuple[int, ...]:
         """The shape of what the network says of `count` pictures: (B, K), or (B, K, H, W) where it names pixels."""

@@ -28,7 +28,7 @@ from veilmesh.attacks.matching.distance import Distance
 from veilmesh.attacks.matching.invert import invert
 from veilmesh.attacks.matching.prior import Prior, Smooth
 from veilmesh.attacks.matching.recipe import Case, Labels, Local, Recipe
-from veilmesh.attacks.matching.space import Coarse
+from veilmesh.attacks.matching.space import Start
 from veilmesh.attacks.view import ATTACKS, Guess, Public, View
 from veilmesh.core import generator
 
@@ -95,7 +95,7 @@ class Adaptive:
     labels: Labels = "inferred"
     local: Local = "gradient"
     epochs: Annotated[int, Field(ge=1)] = 1
-    start: Literal["noise", "grey", "pattern-4", "pattern-16"] = "noise"
+    start: Start = "noise"
     targets: Annotated[int, Field(ge=1)] = 1
     across: bool = False
     device: Device = "auto"
@@ -126,21 +126,8 @@ class _Attempt:
     def guesses(self, view: View, rank: int) -> Iterator[Guess]:
         """With the variant in place `rank` of those that fit, or the last."""
         options = self.options
-        recipe = Recipe(
-            distance=partial(self._distance, rank=rank),
-            priors=partial(self._priors, rank=rank),
-            descent=Adam(options.iterations, options.rate),
-            space=partial(Coarse, options.coarse) if options.coarse > 1 else None,
-            labels=options.labels,
-            local=options.local,
-            epochs=options.epochs,
-            starts=(options.start,),
-            restarts=options.restarts,
-            trial=options.trial,
-            targets=options.targets,
-            across=options.across,
-            device=options.device,
-        )
+        distance, priors = partial(self._distance, rank=rank), partial(self._priors, rank=rank)
+        recipe = Recipe.of(options, distance, priors, Adam(options.iterations, options.rate))
         for guess in invert(view, recipe, generator(self.seed, "starts")):
             yield self._judged(guess, rank)
 

@@ -8,7 +8,7 @@ not matter.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -19,6 +19,7 @@ from veilmesh.attacks.matching.distance import Cosine
 from veilmesh.attacks.matching.invert import invert
 from veilmesh.attacks.matching.prior import Prior, Smooth
 from veilmesh.attacks.matching.recipe import Case, Labels, Local, Match, Recipe, said_only
+from veilmesh.attacks.matching.space import Start
 from veilmesh.attacks.view import ATTACKS, Guess, View
 
 __all__ = ["CosineInversion"]
@@ -68,7 +69,7 @@ class CosineInversion:
     labels: Labels = "inferred"
     local: Local = "gradient"
     epochs: Annotated[int, Field(ge=1)] = 1
-    start: Literal["noise", "grey", "pattern-4", "pattern-16"] = "noise"
+    start: Start = "noise"
     targets: Annotated[int, Field(ge=1)] = 1
     first: Annotated[int, Field(ge=0)] = 0
     across: bool = False
@@ -79,24 +80,7 @@ class CosineInversion:
     def run(self, view: View, rng: np.random.Generator) -> Iterator[Guess]:
         """As `Attack.run`. One number is drawn from `rng`; starting pictures are named by it and by the update itself,
         so the same update gives the same pictures wherever it was seen from."""
-        recipe = Recipe(
-            distance=self._distance,
-            priors=self._priors,
-            descent=Adam(self.iterations, self.rate),
-            labels=self.labels,
-            local=self.local,
-            epochs=self.epochs,
-            starts=(self.start,),
-            restarts=self.restarts,
-            trial=self.trial,
-            targets=self.targets,
-            first=self.first,
-            across=self.across,
-            device=self.device,
-            together=self.together,
-            half=self.half,
-        )
-        return invert(view, recipe, rng)
+        return invert(view, Recipe.of(self, self._distance, self._priors, Adam(self.iterations, self.rate)), rng)
 
     def _distance(self, case: Case) -> Cosine:
         return Cosine(case.gradient, case.mask(said_only(self.match, case)))

@@ -7,7 +7,7 @@ neither paper has, take a search that is near to the rounding errors of what was
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar
 
 import numpy as np
@@ -24,26 +24,6 @@ __all__ = ["DeepLeakage", "ImprovedDeepLeakage"]
 
 _ARRIVED = 1e-7  # of the observed gradient's squared norm: below it the pictures are found
 _NEAR = 1e-5  # where Gauss-Newton steps take over
-
-
-def _recipe(
-    labels: Labels, iterations: int, restarts: int, newton: int, targets: int, first: int, device: Device
-) -> Recipe:
-    def distance(case: Case) -> Squared:
-        return Squared(case.gradient, case.mask())
-
-    return Recipe(
-        distance=distance,
-        priors=lambda case: [],
-        descent=Lbfgs(iterations, enough=_NEAR if newton else _ARRIVED),
-        labels=labels,
-        restarts=restarts,
-        targets=targets,
-        first=first,
-        newton=newton,
-        arrived=_ARRIVED,
-        device=device,
-    )
 
 
 @ATTACKS.register("dlg")
@@ -72,8 +52,7 @@ class DeepLeakage:
 
     def run(self, view: View, rng: np.random.Generator) -> Iterator[Guess]:
         """As `Attack.run`; one number is drawn from `rng`."""
-        recipe = _recipe("searched", self.iterations, self.restarts, self.newton, self.targets, self.first, self.device)
-        return invert(view, recipe, rng)
+        return invert(view, replace(_recipe(self), labels="searched"), rng)
 
 
 @ATTACKS.register("idlg")
@@ -103,7 +82,12 @@ class ImprovedDeepLeakage:
 
     def run(self, view: View, rng: np.random.Generator) -> Iterator[Guess]:
         """As `Attack.run`; one number is drawn from `rng`."""
-        recipe = _recipe(
-            self.labels, self.iterations, self.restarts, self.newton, self.targets, self.first, self.device
-        )
-        return invert(view, recipe, rng)
+        return invert(view, _recipe(self), rng)
+
+
+def _recipe(attack: DeepLeakage | ImprovedDeepLeakage) -> Recipe:
+    def distance(case: Case) -> Squared:
+        return Squared(case.gradient, case.mask())
+
+    descent = Lbfgs(attack.iterations, enough=_NEAR if attack.newton else _ARRIVED)
+    return replace(Recipe.of(attack, distance, lambda case: [], descent), arrived=_ARRIVED)

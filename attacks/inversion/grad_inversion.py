@@ -7,7 +7,7 @@ where they went. Not done: the paper's registration of shifted pictures before t
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar
 
 import numpy as np
@@ -72,19 +72,10 @@ class GradInversion:
 
     def run(self, view: View, rng: np.random.Generator) -> Iterator[Guess]:
         """As `Attack.run`; one number is drawn from `rng`."""
-        recipe = Recipe(
-            distance=lambda case: Squared(case.gradient, case.mask()),
-            priors=self._priors,
-            descent=Adam(
-                self.iterations, self.rate, sign="plain", schedule="cosine", warmup=50, langevin=self.langevin
-            ),
-            labels=self.labels,
-            restarts=self.seeds,
-            targets=self.targets,
-            first=self.first,
-            device=self.device,
-        )
-        return invert(view, recipe, rng)
+        rate, noise = self.rate, self.langevin
+        descent = Adam(self.iterations, rate, sign="plain", schedule="cosine", warmup=50, langevin=noise)
+        recipe = Recipe.of(self, lambda case: Squared(case.gradient, case.mask()), self._priors, descent)
+        return invert(view, replace(recipe, restarts=self.seeds), rng)
 
     def _priors(self, case: Case) -> list[Prior]:
         priors: list[Prior] = [Smooth(self.tv), _Faint(self.norm)]

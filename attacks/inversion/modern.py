@@ -9,8 +9,7 @@ form. A picture of fewer pixels, brought to full size in the loop, is a further 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -22,7 +21,7 @@ from veilmesh.attacks.matching.distance import Cosine
 from veilmesh.attacks.matching.invert import invert
 from veilmesh.attacks.matching.prior import FeatureAnchor, Prior, Smooth
 from veilmesh.attacks.matching.recipe import Case, Labels, Local, Match, Recipe, said_only
-from veilmesh.attacks.matching.space import Coarse
+from veilmesh.attacks.matching.space import Start
 from veilmesh.attacks.view import ATTACKS, Guess, View
 
 __all__ = ["Modern"]
@@ -65,29 +64,18 @@ class Modern:
     labels: Labels = "inferred"
     local: Local = "gradient"
     epochs: Annotated[int, Field(ge=1)] = 1
-    start: Literal["noise", "grey", "pattern-4", "pattern-16"] = "pattern-4"
+    start: Start = "pattern-4"
     targets: Annotated[int, Field(ge=1)] = 1
     first: Annotated[int, Field(ge=0)] = 0
     device: Device = "auto"
 
     def run(self, view: View, rng: np.random.Generator) -> Iterator[Guess]:
         """As `Attack.run`; one number is drawn from `rng`."""
-        recipe = Recipe(
-            distance=lambda case: Cosine(case.gradient, case.mask(said_only(self.match, case))),
-            priors=self._priors,
-            descent=Adam(self.iterations, self.rate, sign="soft", schedule="cosine", warmup=50),
-            space=partial(Coarse, self.coarse) if self.coarse > 1 else None,
-            labels=self.labels,
-            local=self.local,
-            epochs=self.epochs,
-            starts=(self.start,),
-            restarts=self.restarts,
-            trial=self.trial,
-            targets=self.targets,
-            first=self.first,
-            device=self.device,
-        )
-        return invert(view, recipe, rng)
+        descent = Adam(self.iterations, self.rate, sign="soft", schedule="cosine", warmup=50)
+        return invert(view, Recipe.of(self, self._distance, self._priors, descent), rng)
+
+    def _distance(self, case: Case) -> Cosine:
+        return Cosine(case.gradient, case.mask(said_only(self.match, case)))
 
     def _priors(self, case: Case) -> list[Prior]:
         priors: list[Prior] = [Smooth(self.tv, doubled=True)] if self.tv else []

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from veilmesh.attacks.matching.descent import Adam
 from veilmesh.attacks.matching.device import Device
+from veilmesh.attacks.matching.distance import Squared
 from veilmesh.attacks.matching.invert import invert
-from veilmesh.attacks.matching.prior import Smooth
+from veilmesh.attacks.matching.prior import Prior, Smooth
 from veilmesh.attacks.matching.recipe import Case, Labels, Recipe
 from veilmesh.attacks.view import ATTACKS, Guess, View
 
@@ -54,15 +55,11 @@ class Progressive:
 
     def run(self, view: View, rng: np.random.Generator) -> Iterator[Guess]:
         """As `Attack.run`; one number is drawn from `rng`."""
-        recipe = Recipe(
-            distance=_staged,
-            priors=lambda case: [Smooth(self.tv)] if self.tv else [],
-            descent=_Falling(self.iterations, 0.015, sign="plain"),
-            labels=self.labels,
-            restarts=self.restarts,
-            targets=self.targets,
-            device=self.device,
-        )
+
+        def smooth(case: Case) -> list[Prior]:
+            return [Smooth(self.tv)] if self.tv else []
+
+        recipe = Recipe.of(self, _staged, smooth, _Falling(self.iterations, 0.015, sign="plain"))
         return invert(view, recipe, rng)
 
 
@@ -90,10 +87,8 @@ class _Staged:
         stage = _stage(share)
         weight = (_STAGES - self.tensor).clamp_min(0) * (self.tensor <= stage)
         weight = weight if self.mask is None else weight * self.mask
-        scale = (weight * self.target.square()).sum().clamp_min(1e-30)
-        error = gradient - self.target
-        weighted = weight * error / scale
-        return (weighted * error).sum(-1) + _LATER * (_STAGES - 1 - stage), 2 * weighted
+        values, pull = Squared(self.target, weight).at(gradient)
+        return values + _LATER * (_STAGES - 1 - stage), pull
 
 
 def _stage(share: float) -> int:

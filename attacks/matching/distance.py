@@ -50,15 +50,14 @@ class Cosine:
 @dataclass(frozen=True, slots=True, eq=False)
 class Squared:
     """`weight` (d,) times squared differences, summed, over the target's own: Euclidean matching, as in DLG (Zhu et
-    al., arXiv 1906.08935). `absolute`: not divided by the target's."""
+    al., arXiv 1906.08935)."""
 
     target: Tensor
     weight: Tensor | None = None
-    absolute: bool = False
 
     def at(self, gradient: Tensor, share: float = 0.0) -> tuple[Tensor, Tensor]:
         weight = torch.ones_like(self.target) if self.weight is None else self.weight
-        scale = 1.0 if self.absolute else (weight * self.target.square()).sum(-1, keepdim=True).clamp_min(1e-30)
+        scale = (weight * self.target.square()).sum(-1, keepdim=True).clamp_min(1e-30)
         error = gradient - self.target
         weighted = weight * error / scale
         return (weighted * error).sum(-1), 2 * weighted

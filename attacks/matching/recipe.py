@@ -1,8 +1,8 @@
 """How an inversion is put together, as data."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from dataclasses import MISSING, dataclass, fields
+from typing import Literal, Self, TypeAlias
 
 from torch import Tensor
 
@@ -10,7 +10,7 @@ from veilmesh.attacks.matching.descent import Adam, Lbfgs
 from veilmesh.attacks.matching.device import Device
 from veilmesh.attacks.matching.distance import Distance
 from veilmesh.attacks.matching.prior import Prior
-from veilmesh.attacks.matching.space import Space, Start
+from veilmesh.attacks.matching.space import Start
 from veilmesh.attacks.network import Network
 from veilmesh.attacks.seen.observed import Observed
 from veilmesh.attacks.view import Public
@@ -69,11 +69,11 @@ class Recipe:
     Args:
         distance, priors: made for each update.
         descent: the way down.
-        space: what is searched, for pictures of (H, W); None: pixels.
+        coarse: search pictures of so many times fewer rows and columns; 1: the pictures themselves.
         labels: where labels come from.
         local: how several local steps are taken.
         epochs: how often every picture was used in them, as the attacker takes it.
-        starts: how each of the candidates begins, one after the other, over again where there are more.
+        start: how candidates begin.
         restarts: candidates for each update. `trial`: they first compete for a tenth of the iterations, and the best by
             its own loss goes on alone; without it all go all the way.
         targets: at most so many rounds of each victim. `first`: the earliest round to look at.
@@ -88,11 +88,11 @@ class Recipe:
     distance: DistanceFor
     priors: PriorsFor
     descent: Adam | Lbfgs
-    space: Callable[[tuple[int, int]], Space] | None = None
+    coarse: int = 1
     labels: Labels = "inferred"
     local: Local = "gradient"
     epochs: int = 1
-    starts: tuple[Start, ...] = ("noise",)
+    start: Start = "noise"
     restarts: int = 1
     trial: bool = False
     targets: int = 1
@@ -103,3 +103,10 @@ class Recipe:
     arrived: float = 0.0
     half: bool = False
     together: bool = False
+
+    @classmethod
+    def of(cls, attack: object, distance: DistanceFor, priors: PriorsFor, descent: Adam | Lbfgs) -> Self:
+        """The recipe of an attack whose options are called as here: what it has no option for stays as it is."""
+        optional = [field.name for field in fields(cls) if field.default is not MISSING]
+        chosen = {name: getattr(attack, name) for name in optional if hasattr(attack, name)}
+        return cls(distance, priors, descent, **chosen)

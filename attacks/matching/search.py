@@ -15,7 +15,7 @@ from veilmesh.attacks.matching.objective import Matching
 from veilmesh.attacks.matching.predict import Differenced, Predictor, SingleGradient, Surrogate, Unrolled
 from veilmesh.attacks.matching.prior import Prior
 from veilmesh.attacks.matching.recipe import Case, Recipe
-from veilmesh.attacks.matching.space import Pixels, Space, starting_pictures
+from veilmesh.attacks.matching.space import Coarse, Pixels, Space, starting_pictures
 from veilmesh.core import generator, seed_number
 
 __all__ = ["search", "space_of"]
@@ -64,7 +64,7 @@ def _until_arrived(case: Case, recipe: Recipe, descent: Lbfgs, begin: Sequence[d
 
 def space_of(case: Case, recipe: Recipe) -> Space:
     """What is searched."""
-    return Pixels() if recipe.space is None else recipe.space(case.public.shape[1:])
+    return Pixels() if recipe.coarse == 1 else Coarse(recipe.coarse, case.public.shape[1:])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -133,8 +133,7 @@ def _from(found: Found, start: dict[str, Variable]) -> dict[str, Variable]:
 def _variables(case: Case, recipe: Recipe, seed: int, name: str, restart: int) -> dict[str, Variable]:
     """What is searched, of one candidate, and where it begins."""
     on, shape = case.network.device, (case.count, *case.public.shape)
-    how = recipe.starts[restart % len(recipe.starts)]
-    x = space_of(case, recipe).raw(starting_pictures(how, shape, seed, name, restart).unsqueeze(0))
+    x = space_of(case, recipe).raw(starting_pictures(recipe.start, shape, seed, name, restart).unsqueeze(0))
     variables = {"x": Variable(x.to(on), (0.0, 1.0))}
     if case.labels is None:
         size = (1, *case.network.answers(case.count))

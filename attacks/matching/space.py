@@ -1,7 +1,7 @@
 """What is searched: the pictures themselves, or fewer numbers that they are made from."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -11,8 +11,8 @@ from veilmesh.core import generator
 
 __all__ = ["Coarse", "Pixels", "Space", "Start", "starting_pictures"]
 
-Start = str
-"""How a search begins: noise, grey, or a pattern of random tiles of 4 or 16 pixels (`pattern-4`, `pattern-16`)."""
+Start: TypeAlias = Literal["noise", "grey", "pattern-4", "pattern-16"]
+"""How a search begins: noise, grey, or random tiles of 4x4 or 16x16 pixels, repeated."""
 
 
 class Space(Protocol):
