@@ -1,0 +1,1 @@
+"""Protocols of split mode, one file each."""
