@@ -55,6 +55,9 @@ class Public:
     pictures: NDArray[np.float32] | None = (
         None  # (N, C, H, W) public pictures of the same kind, disjoint from all private
     )
+    split: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # in split mode: cuts, who plays what; plain data
     picture_labels: NDArray[np.int64] | None = None  # (N,) their classes, or (N, H, W) where pixels have them
 
 

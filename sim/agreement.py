@@ -5,22 +5,22 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from veilmesh.peer.store import load_parameters
-from veilmesh.sim.cast import stem
+from veilmesh.crypto.codecs.base import Vector
+from veilmesh.sim.cast import Cast
 
 __all__ = ["final_models"]
 
 DIGEST_BYTES = 6  # as a number it is exact in JSON, and two models share it by chance once in 2^48
 
 
-def final_models(folder: Path, names: Iterable[str]) -> dict[str, Any]:
+def final_models(cast: Cast, folder: Path, names: Iterable[str]) -> dict[str, Any]:
     """`models`: how many different last models the members of these names have in `folder`; `model_bits`: the beginning
     of the SHA-256 of the one they share, as a number, or None where they differ, so that equal figures of two runs mean
     equal bits. Raises BadInput: a checkpoint cannot be read."""
-    digests = {_digest(path) for name in names if (path := folder / f"{stem(name)}.safetensors").exists()}
+    digests = {_digest(model) for model in cast.models(folder, names)}
     return {"models": len(digests), "model_bits": min(digests) if len(digests) == 1 else None}
 
 
-def _digest(path: Path) -> int:
-    parameters = load_parameters(path).astype("<f4", copy=False)
-    return int.from_bytes(hashlib.sha256(parameters.tobytes()).digest()[:DIGEST_BYTES], "big")
+def _digest(model: Vector) -> int:
+    raw = model.astype("<f4", copy=False).tobytes()
+    return int.from_bytes(hashlib.sha256(raw).digest()[:DIGEST_BYTES], "big")

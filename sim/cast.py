@@ -5,10 +5,11 @@ in memory once), or in the one process of a simulation. Nothing here trains.
 """
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import networkx as nx
 import numpy as np
@@ -20,16 +21,18 @@ from veilmesh.core.zerosum import Pair
 from veilmesh.crypto.codecs.base import CODECS, Vector
 from veilmesh.crypto.pairwise import pair_public, pair_seed
 from veilmesh.peer.machine import Machine, PeerId
+from veilmesh.peer.store import load_parameters
 from veilmesh.peer.transports.base import TRANSPORTS
 from veilmesh.peer.worker import Executor, with_errands
 from veilmesh.sim.invite import code_named
 from veilmesh.sim.overlay import Overlay
 from veilmesh.sim.privacy import require_privacy
 from veilmesh.sim.scenario import Choice, Scenario
+from veilmesh.split.strategies.base import SPLITS
 from veilmesh.swarm.aggregators.base import AGGREGATORS, Aggregator
 from veilmesh.swarm.guards.base import GUARDS, Layout
 from veilmesh.swarm.sealer import Sealer
-from veilmesh.swarm.strategies.base import STRATEGIES, Kit, Strategy
+from veilmesh.swarm.strategies.base import STRATEGIES, Kit, Strategy, WorkSource
 from veilmesh.swarm.strategies.gossip import GossipMachine
 from veilmesh.swarm.topology import TOPOLOGIES, Topology
 from veilmesh.tasks.data.base import SOURCES, Dataset
@@ -43,7 +46,7 @@ from veilmesh.tasks.work import Evaluate, Private, Settings, Train, batch_indice
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["Cast", "TrainingSource", "stem"]
+__all__ = ["Cast", "TrainingSource", "stem", "suitable"]
 
 
 def stem(name: str) -> str:
@@ -78,6 +81,15 @@ class Cast:
     @classmethod
     def prepare(cls, scenario: Scenario) -> "Cast":
         """Load, divide, connect. Raises BadInput for whatever in the scenario cannot be had."""
+        if scenario.strategy.name in SPLITS.names():
+            from veilmesh.sim.split_cast import SplitCast  # it is made of this one
+
+            return SplitCast.prepare(scenario)
+        if scenario.split:
+            raise BadInput(
+                f"split says where a network is cut, and strategy {scenario.strategy.name!r} cuts none; take one of "
+                f"{', '.join(SPLITS.names())}, or leave split out."
+            )
         strategy: Strategy = scenario.strategy.build(STRATEGIES)
         for guard in scenario.guards:
             guard.build(GUARDS)
@@ -96,7 +108,7 @@ class Cast:
             serves = not scenario.adversary.tampering
             scenario.adversary.tamper.build(TAMPERS).check(scenario.strategy.name, dataset.classes, serves)
         shards = partition.split(dataset.train_y, scenario.peers, generator(scenario.seed, "partition"))
-        model = scenario.model or _suitable(dataset)
+        model = scenario.model or suitable(dataset)
         scenario = scenario.model_copy(update={"model": model})
         check_fit(model.name, dataset.per_pixel)
         if scenario.door.open and code_named(model.model_dump()):
@@ -124,6 +136,22 @@ class Cast:
         """The network: the scenario's, or the one that was found suitable."""
         assert self.scenario.model is not None
         return self.scenario.model
+
+    @property
+    def work(self) -> WorkSource:
+        """What makes a machine's tasks."""
+        return TrainingSource()
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The strategy's, defaults included."""
+        strategy: Strategy = self.scenario.strategy.build(STRATEGIES)
+        return vars(strategy)
+
+    def models(self, checkpoints: Path, names: Iterable[str]) -> list[Vector]:
+        """The last models of the members of these names, of those who left one. Raises BadInput: one cannot be read."""
+        paths = [checkpoints / f"{stem(name)}.safetensors" for name in names]
+        return [load_parameters(path) for path in paths if path.exists()]
 
     @property
     def centralised(self) -> bool:
@@ -212,7 +240,7 @@ class Cast:
             patience=scenario.timing.round,
             evaluate_every=scenario.evaluate_every,
             sealer=sealer,
-            work=TrainingSource(),
+            work=self.work,
             examples=scenario.training.batch * scenario.training.local_steps,
             aggregator=scenario.aggregator.build(AGGREGATORS),
             seed=seed_number(scenario.seed, "public"),
@@ -332,7 +360,7 @@ class Cast:
             batch=scenario.training.batch,
             local_steps=scenario.training.local_steps,
             strategy=scenario.strategy.name,
-            options=vars(scenario.strategy.build(STRATEGIES)),
+            options=self.options,
             codec=scenario.codec.model_dump(),
             private=scenario.training.private.model_dump() if scenario.training.private else {},
             aggregator=scenario.aggregator.name,
@@ -353,7 +381,8 @@ def _network(model: Choice, data: Dataset, seed: int) -> "nn.Module":
     return build_model(model.name, model.options, data.shape, data.classes, seed)
 
 
-def _suitable(dataset: Dataset) -> Choice:
+def suitable(dataset: Dataset) -> Choice:
+    """A network for a task whose scenario names none."""
     if dataset.per_pixel:
         return Choice(name="segnet")
     return Choice(name="mlp" if max(dataset.shape[1:]) <= 16 else "convnet")

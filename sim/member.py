@@ -14,13 +14,13 @@ from veilmesh.peer.door import Door
 from veilmesh.peer.lobby import Lobby
 from veilmesh.peer.machine import Keep, Note, PeerId
 from veilmesh.peer.node import Kind, Limits, Node
+from veilmesh.peer.outcome import Outcome
 from veilmesh.peer.transcript import Record
 from veilmesh.peer.transports.base import Traffic, Transport
 from veilmesh.peer.worker import Worker
 from veilmesh.sim.cast import Cast
 from veilmesh.sim.entry import Entry
 from veilmesh.sim.resume import Counted, Resumption, resumed_machine
-from veilmesh.swarm.strategies.base import Outcome
 
 __all__ = ["LEFT", "Announce", "MemberReport", "Surroundings", "sentence_of", "take_part"]
 
@@ -117,7 +117,7 @@ async def take_part(cast: Cast, index: int, around: Surroundings) -> MemberRepor
         around.told_to_leave(node.leave)
         outcome = await node.run(inbox)
     if outcome is not None and not isinstance(outcome, Outcome):
-        raise LocalError("a swarm machine leaves an Outcome behind")
+        raise LocalError("a machine leaves an Outcome behind")
     return MemberReport(
         outcome,
         transport.traffic,

@@ -36,6 +36,7 @@ from veilmesh.peer.machine import (
     WorkDone,
     WorkFailed,
 )
+from veilmesh.peer.outcome import Outcome
 from veilmesh.peer.transcript import Record
 from veilmesh.peer.worker import Executor
 from veilmesh.sim.cast import Cast
@@ -43,7 +44,6 @@ from veilmesh.sim.faults import Fault, number
 from veilmesh.sim.record import Ended, Recorder, Watch
 from veilmesh.sim.resume import Counted, Keeper, Resumption, resumed_machine
 from veilmesh.sim.tap import Tap
-from veilmesh.swarm.strategies.base import Outcome
 
 __all__ = ["Player", "VirtualNetwork", "run_in_virtual_time"]
 

@@ -21,6 +21,7 @@ from typing import Any, TextIO
 
 from veilmesh.core import BadInput
 from veilmesh.peer.machine import Note, PeerId
+from veilmesh.peer.outcome import Outcome
 from veilmesh.peer.store import save_parameters, writing
 from veilmesh.sim.agreement import final_models
 from veilmesh.sim.backdoor import backdoor_success
@@ -28,7 +29,6 @@ from veilmesh.sim.cast import Cast, stem
 from veilmesh.sim.curves import levels_reached, who_counts
 from veilmesh.sim.privacy import privacy_figures
 from veilmesh.sim.resume import Counted, Resumption, scenario_digest
-from veilmesh.swarm.strategies.base import Outcome
 
 __all__ = ["Ended", "Recorder", "Watch", "fresh", "read_json", "save_model", "versions", "write_json"]
 
@@ -179,7 +179,7 @@ class Recorder:
         unfinished = [m.index for m in members if m.ended != "finished" and m.role == "peer"]
         summary |= privacy_figures(self._cast, self._trained, unfinished)
         summary["backdoor"] = backdoor_success(self._cast, self.folder / "checkpoints", whole)
-        summary |= final_models(self.folder / "checkpoints", whole)
+        summary |= final_models(self._cast, self.folder / "checkpoints", whole)
         write_json(self.folder / "summary.json", summary)
         return summary
 

@@ -91,9 +91,11 @@ class Adversary(_Strict):
     @field_validator("vantage")
     @classmethod
     def _is_a_place(cls, text: str) -> str:
-        if not re.fullmatch(r"peer:[0-9]{1,6}|server|wire|relay(:[0-9]{1,6})?", text):
+        one = r"(peer|middle|standby):[0-9]{1,6}|server|body|tail|wire|relay(:[0-9]{1,6})?"
+        if not re.fullmatch(rf"({one})(\+({one}))*", text):
             raise ValueError(
-                f"{text!r} is no place to sit; write peer:N (peers count from 0), server, wire, relay or relay:N"
+                f"{text!r} is no place to sit; write peer:N (peers count from 0), server, wire, relay or relay:N, or "
+                "what a member of split mode is called: tail, body, middle:N"
             )
         return text
 
@@ -158,6 +160,17 @@ class Door(_Strict):
         return self
 
 
+class Split(_Strict):
+    """Split mode: where the network is cut, and what is made of what crosses a cut."""
+
+    cuts: tuple[int | str, ...] = Field(default=(), description="after so many pieces, or after the piece of that name")
+    micro_batches: int = Field(default=1, ge=1, le=1024, description="that a step's batch is divided into")
+    in_flight: int = Field(default=0, ge=0, description="micro-batches on their way at a time; 0: all")
+    codec: Named = Field(default=Choice(name="dense"), description="of activations")
+    gradients: Named = Field(default=Choice(name="dense"), description="codec of gradients")
+    guards: Annotated[tuple[Named, ...], BeforeValidator(_several)] = ()
+
+
 class Scenario(_Strict):
     """One run."""
 
@@ -176,6 +189,7 @@ class Scenario(_Strict):
     codec: Named = Choice(name="dense")
     aggregator: Named = Choice(name="mean")
     guards: Annotated[tuple[Named, ...], BeforeValidator(_several)] = ()
+    split: Split | None = None  # of a strategy of split mode; None: as it comes
     transport: Named = Choice(name="libp2p")
     adversary: Adversary | None = None
     transcript: Transcript = Transcript()

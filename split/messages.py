@@ -18,9 +18,9 @@ __all__ = [
 
 
 class Activations(msgspec.Struct, frozen=True, array_like=True, tag="activations", forbid_unknown_fields=True):
-    """What enters `stage` of `rows` examples: micro-batch `micro` (0, 1, ...) of the `of` that `step` has. `labels`,
-    two bytes each, little-endian, where the head sends them; `which`, four bytes each: the examples' numbers, where
-    their labels are held elsewhere. Both empty otherwise."""
+    """What enters `stage` of `rows` examples: micro-batch `micro` (0, 1, ...) of the `of` that `step` has, which has
+    `total` examples in all. `labels`, two bytes each, little-endian, where the head sends them; `which`, four bytes
+    each: the examples' numbers, where their labels are held elsewhere. Both empty otherwise."""
 
     head: int
     stage: int
@@ -28,6 +28,7 @@ class Activations(msgspec.Struct, frozen=True, array_like=True, tag="activations
     micro: int
     of: int
     rows: int
+    total: int
     blob: bytes
     labels: bytes
     which: bytes
@@ -143,8 +144,8 @@ def _wrong(message: Message) -> str | None:
     if not isinstance(message, Handover | Taken | Done) and message.stage >= _STAGES:
         return "a stage that no network has"
     match message:
-        case Activations(micro=micro, of=of, rows=rows, labels=labels, which=which):
-            if not micro < of or not rows:
+        case Activations(micro=micro, of=of, rows=rows, total=total, labels=labels, which=which):
+            if not micro < of or not 0 < rows <= total:
                 return "a micro-batch that its step does not have"
             if len(labels) not in (0, 2 * rows) or len(which) not in (0, 4 * rows):
                 return "labels of other examples"

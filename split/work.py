@@ -38,7 +38,8 @@ class Forward:
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """At the last stage: the loss of a micro-batch, and its gradients; `last`: then train by those of the whole step.
+    """At the last stage: the loss of a micro-batch, `rows` of the step's `total` examples, and its gradients; the last
+    micro-batch of a step to come trains the stage. `replicate`: and then say what a standby needs.
 
     Labels are in `labels`, or those of the examples `which`, or, with neither, this peer's own. The result is
     `Returned`, or `Refused`.
@@ -46,20 +47,20 @@ class Finish:
 
     key: Key
     rows: int
+    total: int
     blob: bytes
     labels: bytes = b""
     which: bytes = b""
-    last: bool = False
+    replicate: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Backward:
-    """Take the gradient in `blob` back through the graph of a micro-batch; `last`: then train by those of the whole
-    step; `replicate`: and say what a standby needs. The result is `Returned`, or `Refused`."""
+    """Take the gradient in `blob` back through the graph of a micro-batch; the last one of a step to come trains the
+    stage. `replicate`: and then say what a standby needs. The result is `Returned`, or `Refused`."""
 
     key: Key
     blob: bytes
-    last: bool = False
     replicate: bool = False
 
 
@@ -131,16 +132,18 @@ class Restore:
 
 @dataclass(frozen=True, slots=True)
 class Several:
-    """Tasks done one after the other, in one go; the result is a tuple of theirs."""
+    """Tasks done one after the other, in one go; the result is a tuple of theirs, up to the first `Refused`."""
 
     tasks: "tuple[Task, ...]"
 
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """What leaves a stage: encoded activations of `rows` examples; labels or numbers where they are to be said."""
+    """What leaves a stage: encoded activations of `rows` of a step's `total` examples (0: of what came in, as that
+    said); labels or numbers where they are to be said."""
 
     rows: int
+    total: int
     blob: bytes
     labels: bytes = b""
     which: bytes = b""

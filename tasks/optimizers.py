@@ -31,6 +31,14 @@ class Optimizer(Protocol):
         """Add to `update` (d,), at first zero, what the gradient comes to."""
         ...
 
+    def memory(self) -> list[Tensor]:
+        """What it remembers between the steps of a round, float32."""
+        ...
+
+    def go_on(self) -> None:
+        """`memory` was written to: the next step goes on from it, in the middle of a round."""
+        ...
+
 
 class Sgd:
     """Plain SGD, with heavy-ball momentum: v <- momentum v + g; update <- update - rate v."""
@@ -57,6 +65,12 @@ class Sgd:
         torch.mul(self._velocity, -self._rate, out=self._change)
         update.add_(self._change)
 
+    def memory(self) -> list[Tensor]:
+        return [self._velocity]
+
+    def go_on(self) -> None:
+        self._first = False
+
 
 class Adam:
     """Adam (Kingma and Ba 2015, algorithm 1) as `torch.optim.Adam` computes it, through torch's functional form."""
@@ -79,6 +93,12 @@ class Adam:
             foreach=False, fused=True, amsgrad=False, beta1=_BETAS[0], beta2=_BETAS[1], lr=self._rate,
             weight_decay=0.0, eps=_EPSILON, maximize=False,
         )  # fmt: skip
+
+    def memory(self) -> list[Tensor]:
+        return [self._mean, self._square, self._steps]
+
+    def go_on(self) -> None:
+        """Nothing to do: all of it is in `memory`."""
 
 
 def optimizer(settings: Settings, dimension: int) -> Optimizer:

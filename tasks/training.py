@@ -32,7 +32,7 @@ from veilmesh.tasks.work import (
     poisson_indices,
 )
 
-__all__ = ["Evaluate", "Evaluated", "Settings", "Train", "Trained", "Trainer"]
+__all__ = ["Evaluate", "Evaluated", "Settings", "Train", "Trained", "Trainer", "flatten"]
 
 _CHUNK = 256  # test pictures in one forward pass
 
@@ -65,7 +65,7 @@ class Trainer:
         self._seed, self._peer = seed, peer_index
         self._model = build().train()
         self._parameters = list(self._model.parameters())
-        self._flat = _flatten(self._parameters)
+        self._flat = flatten(self._parameters)
         self._start = torch.empty_like(self._flat)  # what a round of several steps began with
         self._optimizer = optimizer(settings, self._flat.numel())
         self._secret = seed if secret is None else secret
@@ -182,7 +182,7 @@ class Trainer:
             raise LocalError(f"a vector of {values.dtype} {values.shape} for a model of {tuple(self._flat.shape)}")
 
 
-def _flatten(parameters: list[nn.Parameter]) -> Tensor:
+def flatten(parameters: list[nn.Parameter]) -> Tensor:
     """One buffer that holds all parameters, which become views into it."""
     flat = torch.cat([p.detach().reshape(-1) for p in parameters])
     start = 0

@@ -8,7 +8,7 @@ the observed message is (Balunovic et al., ICLR 2022): Gaussian noise asks for s
 values, an unknown scale for the cosine.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -29,11 +29,12 @@ class Distance(Protocol):
 class Cosine:
     """1 - cos(gradient, target), one cosine over all layers together (Geiping et al., arXiv 2003.14053, eq. 4).
 
-    `target` (d,), of any length; coordinates where `mask` (d,) is 0 do not count.
+    `target` (d,), of any length; coordinates where `mask` (d,) is 0 do not count. Derivatives are good until the next.
     """
 
     target: Tensor
     mask: Tensor | None = None
+    _pulls: list[Tensor] = field(default_factory=list, init=False, repr=False)  # one, to be written into again
 
     def __post_init__(self) -> None:
         target = self.target if self.mask is None else self.target * self.mask
@@ -43,7 +44,10 @@ class Cosine:
         gradient = gradient if self.mask is None else gradient * self.mask
         length = gradient.norm(dim=1, keepdim=True).clamp_min(1e-30)
         cosine = (gradient @ self.target).unsqueeze(1) / length
-        pull = (gradient * (cosine / length.square())).addcmul_(self.target.expand_as(gradient), -1 / length)
+        if not self._pulls or self._pulls[0].shape != gradient.shape:
+            self._pulls[:] = [torch.empty_like(gradient)]  # to ask for memory takes longer than to fill it
+        pull = torch.mul(gradient, cosine / length.square(), out=self._pulls[0])
+        pull.addcmul_(self.target.expand_as(gradient), -1 / length)
         return 1.0 - cosine.squeeze(1), pull  # what the mask hides is 0 in both
 
 

@@ -19,39 +19,14 @@ _RELU = (torch.relu, functional.relu, Tensor.relu)
 _MAXIMUM = (functional.max_pool2d, torch.max_pool2d)
 
 
-class _RoughWeights(torch.autograd.Function):
-    """A convolution whose weight's gradient is computed in bfloat16: it is summed over all places of a picture, so what
-    that rounds off is noise a thousand times below it, while processors with tiles for it take half the time."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, *how: Any) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.how = [[n, n] if isinstance(n, int) else list(n) for n in how[:3]]
-        ctx.groups = how[3]
-        return functional.conv2d(x, weight, bias, *how)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (out,), (x, weight) = gradients, ctx.saved_tensors
-        rest = (None, *ctx.how, False, [0, 0], ctx.groups)
-        both = torch.ops.aten.convolution_backward
-        (to_x, _, _) = both(out, x, weight, *rest, [True, False, False])
-        rough = [t.bfloat16() for t in (out, x, weight)]
-        (_, to_weight, _) = both(*rough, *rest, [False, True, False])
-        to_bias = out.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None
-        return to_x, to_weight.float(), to_bias, None, None, None, None
-
-
 class Kinks(TorchFunctionMode):
     """Records the sides taken while it is entered, and takes them again when it is entered `again()`.
 
-    It knows ReLUs, leaky ReLUs and two-dimensional maximum pooling; other functions are left alone. With `half`, the
-    pass that is recorded computes the gradients of convolutions' weights in bfloat16.
+    It knows ReLUs, leaky ReLUs and two-dimensional maximum pooling; other functions are left alone.
     """
 
-    def __init__(self, half: bool = False) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._half = half
         self._sides: list[Any] = []
         self._replayed: int | None = None  # how many were taken again; None: recording
 
@@ -71,9 +46,6 @@ class Kinks(TorchFunctionMode):
             return self._scaled(args[0], slope)
         if func in _MAXIMUM:
             return self._maximum(*args, **kwargs)
-        if func is functional.conv2d and self._half and self._replayed is None and not kwargs:
-            with torch._C.DisableTorchFunctionSubclass():
-                return _RoughWeights.apply(*args)  # type: ignore[no-untyped-call]  # torch has no types here
         return func(*args, **kwargs)
 
     def _scaled(self, x: Tensor, slope: float) -> Any:

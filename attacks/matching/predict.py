@@ -15,9 +15,10 @@ from torch.func import functional_call, grad, vmap
 from torch.nn import functional
 
 from veilmesh.attacks.matching.kinks import Kinks
+from veilmesh.attacks.matching.rounding import RoughCurvature
 from veilmesh.attacks.network import Network
 
-__all__ = ["Differenced", "Prediction", "Predictor", "SingleGradient", "Surrogate", "Unrolled"]
+__all__ = ["Differenced", "Prediction", "Predictor", "Rounded", "SingleGradient", "Surrogate", "Unrolled"]
 
 _FEW = 4  # candidates from which on one map over them is faster than one after the other
 _AGREES = 0.9  # share of pixels whose derivative has the same sign both ways; chance is a half
@@ -93,9 +94,8 @@ class Differenced:
     time the two are compared: a network with kinks that are not known is differentiated twice after all.
     """
 
-    def __init__(self, network: Network, half: bool = False) -> None:
-        """`half`: the gradients of convolutions' weights in bfloat16, where nothing that follows is sensitive to it."""
-        self._network, self._half = network, half
+    def __init__(self, network: Network) -> None:
+        self._network = network
         self._names = [name for name, _ in network.module.named_parameters()]
         self._at = torch.cat([p.detach().flatten() for p in network.parameters])
         self._there = self._at.clone()
@@ -127,7 +127,7 @@ class Differenced:
     def _one(self, x: Tensor, y: Tensor) -> Prediction:
         inputs = [t.detach().requires_grad_(True) if t.is_floating_point() else t for t in (x, y)]
         wanted = [t for t in inputs if t.requires_grad]
-        kinks = Kinks(self._half)
+        kinks = Kinks()
         with kinks:
             loss = self._loss(self._network.parameters, inputs)
         slopes = torch.autograd.grad(loss, [*wanted, *self._network.parameters], materialize_grads=True)
@@ -148,6 +148,45 @@ class Differenced:
         held = dict(zip(self._names, parameters, strict=True))
         logits = functional_call(self._network.module, held, (x.contiguous(memory_format=torch.channels_last),))
         return functional.cross_entropy(logits, y)
+
+
+class Rounded:
+    """The same gradient, as exact, with the way back in bfloat16 where it goes through convolutions (`rounding.py`).
+
+    A prediction's gradient is good until the next prediction.
+    """
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+        self._curvature = RoughCurvature()
+        self._flat = torch.empty(0)
+
+    def predict(self, x: Tensor, y: Tensor, alpha: Tensor | None = None) -> Prediction:
+        ways = [self._way(one, labels) for one, labels in zip(x, y, strict=True)]
+        size = sum(piece.numel() for piece in ways[0])
+        if self._flat.shape != (len(ways), size):
+            self._flat = x.new_empty((len(ways), size))
+        for row, way in zip(self._flat, ways, strict=True):
+            for part, piece in zip(self._network.split(row), way, strict=True):
+                part.copy_(piece.detach())
+
+        def back(pull: Tensor, leaves: Sequence[Tensor]) -> Sequence[Tensor]:
+            live = [
+                (piece, part)
+                for way, row in zip(ways, pull, strict=True)
+                for piece, part in zip(way, self._network.split(row), strict=True)
+                if piece.requires_grad
+            ]
+            pieces, parts = zip(*live, strict=True)
+            return torch.autograd.grad(pieces, list(leaves), parts, materialize_grads=True)
+
+        return Prediction(self._flat, back)
+
+    def _way(self, x: Tensor, y: Tensor) -> Sequence[Tensor]:
+        with self._curvature:
+            logits = self._network.module(x.contiguous(memory_format=torch.channels_last))
+        loss = functional.cross_entropy(logits, y)
+        return torch.autograd.grad(loss, self._network.parameters, create_graph=True, materialize_grads=True)
 
 
 class Unrolled:

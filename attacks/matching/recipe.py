@@ -80,7 +80,7 @@ class Recipe:
         across: solve the sums, or the mixing, of all rounds for single peers first.
         newton: Gauss-Newton steps at the end of every search, where pictures and network are small enough for them.
         arrived: the loss below which no other start is tried, by a descent that takes one after the other.
-        half: let large networks compute the gradients of convolutions' weights in bfloat16.
+        half: let large networks of convolutions round their second derivatives to bfloat16, where that is faster.
         together: search the updates of all who began from the same parameters in one batch: faster where networks are
             small, but the last bits of a picture then depend on who else was seen.
     """

@@ -12,10 +12,12 @@ from veilmesh.attacks.matching.descent import Found, Lbfgs, Variable
 from veilmesh.attacks.matching.distance import Distance
 from veilmesh.attacks.matching.newton import fits, refine
 from veilmesh.attacks.matching.objective import Matching
-from veilmesh.attacks.matching.predict import Differenced, Predictor, SingleGradient, Surrogate, Unrolled
+from veilmesh.attacks.matching.predict import Differenced, Predictor, Rounded, SingleGradient, Surrogate, Unrolled
 from veilmesh.attacks.matching.prior import Prior
 from veilmesh.attacks.matching.recipe import Case, Recipe
+from veilmesh.attacks.matching.rounding import has_tiles, is_convolutional
 from veilmesh.attacks.matching.space import Coarse, Pixels, Space, starting_pictures
+from veilmesh.attacks.network import Network
 from veilmesh.core import generator, seed_number
 
 __all__ = ["search", "space_of"]
@@ -151,6 +153,12 @@ def _predictor(case: Case, recipe: Recipe) -> Predictor:
             return Unrolled(case.network, public.local_steps, public.batch, public.learning_rate)
         case "surrogate" if public.local_steps > 1:
             return Surrogate(case.network, torch.from_numpy(case.observed.update).to(case.network.device))
-    if case.gradient.numel() >= _LARGE:
-        return Differenced(case.network, recipe.half)
-    return SingleGradient(case.network)
+    if case.gradient.numel() < _LARGE:
+        return SingleGradient(case.network)
+    if recipe.half and _gains_by_rounding(case.network):
+        return Rounded(case.network)
+    return Differenced(case.network)
+
+
+def _gains_by_rounding(network: Network) -> bool:
+    return network.device.type == "cpu" and has_tiles() and is_convolutional(network.module)

@@ -9,6 +9,7 @@ import networkx as nx
 from veilmesh.core import Registry
 from veilmesh.crypto.codecs.base import Vector
 from veilmesh.peer.machine import Machine, PeerId
+from veilmesh.peer.outcome import Outcome
 from veilmesh.swarm.aggregators.base import Aggregator
 from veilmesh.swarm.aggregators.mean import Mean
 from veilmesh.swarm.sealer import Sealer
@@ -81,16 +82,6 @@ class Kit:
     secret: bytes = b""
     """32 bytes that only this peer has, and drew for this start of it, for protocols that hide something from the other
     peers. Empty in the laboratory: then such secrets follow from `private`, and runs can be repeated."""
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a swarm machine leaves behind."""
-
-    parameters: Vector
-    rounds: int
-    accuracy: float | None
-    reason: str  # "finished", or why it ended early
 
 
 class Strategy(Protocol):

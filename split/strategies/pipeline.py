@@ -1,0 +1,297 @@
+"""The machine of split mode: a data owner's half, stations, and what runs rounds; every protocol is put together here.
+
+States of a data owner: what its conductor says, then CLOSING (waits for its last parameters) -> stopped. Members
+without data serve until every data owner is done, or gone for longer than the patience.
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+
+from veilmesh.core import LocalError, Refusal, RemoteError
+from veilmesh.crypto.codecs.base import Vector
+from veilmesh.peer.machine import (
+    Effect,
+    Event,
+    Note,
+    PeersChanged,
+    Received,
+    Send,
+    SetTimer,
+    Started,
+    Stop,
+    TimerFired,
+    WorkDone,
+    WorkFailed,
+)
+from veilmesh.peer.outcome import Outcome
+from veilmesh.split import messages
+from veilmesh.split.messages import Activations, Answer, Ask, Done, Gradients, Handover, Message, Replica, Rewire, Taken
+from veilmesh.split.strategies.base import SplitKit
+from veilmesh.split.strategies.company import Company, Desk
+from veilmesh.split.strategies.driver import RETRY, Driver
+from veilmesh.split.strategies.gates import Free, Gate
+from veilmesh.split.strategies.station import Station
+from veilmesh.split.work import Fetch, Refused, Restore, StageState
+
+__all__ = ["Conductor", "SplitMachine"]
+
+_ABANDONED = "split-abandoned"
+
+
+class Conductor(Protocol):
+    """What a data owner does with its driver."""
+
+    accuracy: float | None
+    rounds: int  # done
+
+    def begin(self, now: float) -> list[Effect]:
+        """The mesh is up. Stop(reason) among the effects of this or any other call ends it."""
+        ...
+
+    def heard(self, event: Event, now: float) -> list[Effect] | None:
+        """An event that is no business of stages; None if it is none of the conductor's either."""
+        ...
+
+
+class SplitMachine:
+    """One member of a split run.
+
+    Args:
+        kit: what it knows.
+        conduct: makes the conductor of a data owner.
+        gate: makes what orders the examples of several data owners at a stage.
+    """
+
+    def __init__(
+        self, kit: SplitKit, conduct: Callable[[SplitKit, Driver], Conductor],
+        gate: Callable[[SplitKit, int], Gate] = lambda kit, stage: Free(),
+    ) -> None:  # fmt: skip
+        self._kit = kit
+        self._company = Company(kit)
+        self._desk = Desk()
+        owner = kit.place < kit.plan.heads
+        self._driver = Driver(kit, self._company, self._desk) if owner else None
+        self._conductor = conduct(kit, self._driver) if self._driver else None
+        self._stations: dict[tuple[int, int], Station] = {}
+        for head, route in enumerate(kit.plan.route):
+            for stage in range(1, len(route)):
+                if route[stage] == kit.place:
+                    self._play(head, stage)
+        self._gates = {stage: gate(kit, stage) for stage in range(1, kit.plan.stages)}
+        self._replicas: dict[tuple[int, int], int] = {}  # at a standby: after which step
+        self._over: set[int] = set()  # data owners that are done
+        self._rounds = 0
+        self._closing: str | None = None
+        self._last: list[Vector] = []
+
+    def handle(self, event: Event, now: float) -> list[Effect]:
+        if self._driver:
+            self._driver.now = now
+        return self._ended(self._handle(event, now))
+
+    def _handle(self, event: Event, now: float) -> list[Effect]:
+        if self._closing is not None and not (isinstance(event, WorkDone) and event.name.startswith("last-")):
+            return []
+        match event:
+            case Started(present):
+                self._company.present = present
+                return self._conductor.begin(now) if self._conductor else []
+            case WorkFailed(name, reason) if self._conductor is None or not name.startswith("swarm/"):
+                return [Note("failed", {"work": name, "reason": reason}), Stop(reason)]
+            case PeersChanged(present):
+                return self._changed(present, now)
+            case TimerFired(name) if name == RETRY and self._driver:
+                return self._driver.retry()
+            case TimerFired(name) if name == _ABANDONED:
+                return [Stop("its data owner is gone")] if self._abandoned() else []
+        heard = self._conductor.heard(event, now) if self._conductor else None
+        if heard is not None:
+            return heard
+        match event:
+            case WorkDone(name, result):
+                return [] if name.startswith("average-") else self._desk.done(name, result)
+            case Received(sender, body):
+                return self._received(sender, messages.decode(body), now)
+        raise LocalError(f"nothing is to be done about a {type(event).__name__}")
+
+    def _ended(self, effects: list[Effect]) -> list[Effect]:
+        """Once rounds are counted, and turn the word that all is over into the member's own last steps."""
+        kept: list[Effect] = []
+        for effect in effects:
+            if isinstance(effect, Note) and effect.kind == "round":
+                self._rounds = max(self._rounds, int(str(effect.data["round"])) + 1)
+            if not isinstance(effect, Stop) or isinstance(effect.result, Outcome):
+                kept.append(effect)
+            elif self._closing is None:
+                kept += self._close(str(effect.result))
+        return kept
+
+    # --- what others say ---------------------------------------------------------------------------------------
+
+    def _received(self, sender: str, m: Message, now: float) -> list[Effect]:
+        match m:
+            case Activations(head=head, stage=stage):
+                self._from(sender, head, stage - 1)
+                return self._admitted(self._station(head, stage), m)
+            case Gradients(head=head, stage=stage):
+                self._from(sender, head, stage + 1)
+                if stage == 0:
+                    return self._own(head).gradients(m)
+                return self._station(head, stage).gradients(m)
+            case Ask(head=head, stage=stage):
+                self._from(sender, head, stage - 1)
+                return self._station(head, stage).ask(m)
+            case Answer(head=head, stage=stage):
+                self._from(sender, head, stage + 1)
+                return self._own(head).answer(m) if stage == 0 else self._station(head, stage).answer(m)
+            case Replica():
+                return self._replicated(sender, m)
+            case Rewire():
+                return self._rewired(sender, m)
+            case Done(head=head):
+                self._from(sender, head, 0)
+                self._over.add(head)
+                return self._without(now)
+            case Handover() | Taken():
+                raise RemoteError(Refusal.MISMATCH, "a message of another protocol")
+
+    def _from(self, sender: str, head: int, stage: int) -> None:
+        if self._company.player(head, stage) != sender:
+            raise RemoteError(Refusal.MISMATCH, "said by one whose part it is not")
+
+    def _station(self, head: int, stage: int) -> Station:
+        if (head, stage) not in self._stations:
+            raise RemoteError(Refusal.MISMATCH, f"stage {stage} is played elsewhere")
+        return self._stations[head, stage]
+
+    def _own(self, head: int) -> Driver:
+        if self._driver is None or head != self._kit.place:
+            raise RemoteError(Refusal.MISMATCH, "for another data owner")
+        return self._driver
+
+    # --- stations ----------------------------------------------------------------------------------------------
+
+    def _play(self, head: int, stage: int, after: int = -1) -> None:
+        mine = head == self._kit.place and self._driver is not None
+        told = self._driver.told if mine and self._driver else None
+        answered = self._driver.answered if mine and self._driver else None
+        station = Station(self._kit, self._company, self._desk, head, stage, told, answered, after, self._stepped)
+        self._stations[head, stage] = station
+
+    def _admitted(self, station: Station, m: Activations) -> list[Effect]:
+        if not station.knows(m) and not self._gates[m.stage].admits(m):
+            return []
+        return station.activations(m)
+
+    def _stepped(self, head: int, stage: int, step: int) -> list[Effect]:
+        """A station has done a step."""
+        return self._released(*self._gates[stage].stepped(head, step))
+
+    def _released(self, effects: list[Effect], admitted: list[Activations]) -> list[Effect]:
+        later = [e for m in admitted for e in self._station(m.head, m.stage).activations(m)]
+        return [*effects, *later]
+
+    # --- who comes and goes ------------------------------------------------------------------------------------
+
+    def _changed(self, present: frozenset[str], now: float) -> list[Effect]:
+        self._company.present = frozenset(present)  # type: ignore[arg-type]  # PeerId is a NewType of str
+        effects = self._without(now)
+        if self._driver:
+            effects += self._replaced()
+        if self._conductor:
+            effects += self._conductor.heard(PeersChanged(self._company.present), now) or []
+        return effects
+
+    def _without(self, now: float) -> list[Effect]:
+        """Who is done, or gone, is not waited for; where nobody is left to serve, that is the end."""
+        away = self._away()
+        effects: list[Effect] = []
+        for stage, gate in self._gates.items():
+            if any(played == stage for _, played in self._stations):
+                effects += self._released(*gate.gone(frozenset(self._over | away)))
+        if self._driver:
+            return effects
+        if len(self._over) == self._kit.plan.heads:
+            return [*effects, Stop("finished")]
+        return [*effects, SetTimer(_ABANDONED, now + self._kit.patience)] if self._abandoned() else effects
+
+    def _away(self) -> set[int]:
+        order, present = self._kit.order, self._company.present
+        return {head for head in range(self._kit.plan.heads) if order[head] not in (*present, self._kit.me)}
+
+    def _abandoned(self) -> bool:
+        return self._driver is None and len(self._over | self._away()) == self._kit.plan.heads
+
+    def _replaced(self) -> list[Effect]:
+        """Who plays a stage for this data owner and is gone is replaced, if there is anybody."""
+        effects: list[Effect] = []
+        for stage in self._company.missing(self._kit.place):
+            standby = self._company.standby
+            if standby is None:
+                continue
+            player = self._kit.order.index(standby)
+            gone = self._company.player(self._kit.place, stage)
+            self._company.recast(self._kit.place, stage, player)
+            body = messages.encode(Rewire(self._kit.place, stage, player))
+            others = [peer for peer in self._kit.order[self._kit.plan.heads :] if peer in self._company.present]
+            effects.append(Note("replaced", {"stage": stage, "gone": str(gone), "by": str(standby)}))
+            effects += [Send(peer, body) for peer in sorted(others, key=lambda peer: peer != standby)]
+        return [*effects, *self._driver.retry(soon=True)] if effects and self._driver else effects
+
+    def _rewired(self, sender: str, m: Rewire) -> list[Effect]:
+        self._from(sender, m.head, 0)
+        self._company.recast(m.head, m.stage, m.player)
+        if m.player == self._kit.place and (m.head, m.stage) not in self._stations:
+            self._play(m.head, m.stage, self._replicas.get((m.head, m.stage), -1))
+        return []
+
+    def _replicated(self, sender: str, m: Replica) -> list[Effect]:
+        self._from(sender, m.head, m.stage)
+        if self._kit.place not in self._kit.plan.standbys or (m.head, m.stage) in self._stations:
+            raise RemoteError(Refusal.MISMATCH, "a copy for somebody who does not stand by")
+        if m.step <= self._replicas.get((m.head, m.stage), -1):
+            return []
+
+        def restored(result: object) -> list[Effect]:
+            if isinstance(result, Refused):
+                return [Note("refused", {"stage": m.stage, "why": result.detail})]
+            return []
+
+        self._replicas[m.head, m.stage] = m.step
+        task = Restore(m.head, m.stage, StageState(m.blob, m.start, m.state))
+        effects: list[Effect] = [self._desk.ask(f"restore-{m.head}-{m.stage}-{m.step}", task, restored)]
+        round_, step = divmod(m.step + 1, self._kit.steps)
+        return [*effects, Note("round", {"round": round_ - 1})] if not step else effects
+
+    # --- the end -----------------------------------------------------------------------------------------------
+
+    def _close(self, reason: str) -> list[Effect]:
+        """Say goodbye, and fetch what is left behind."""
+        self._closing = reason
+        effects: list[Effect] = []
+        if self._driver:
+            body = messages.encode(Done(self._kit.place, self._kit.rounds))
+            served = sorted({p for p in self._kit.order[self._kit.plan.heads :] if p in self._company.present})
+            effects += [Send(peer, body) for peer in served]
+        stages = {stage for _, stage in self._stations} | ({0} if self._driver else set())
+        return [*effects, *self._fetch(tuple(sorted(stages)))]
+
+    def _fetch(self, stages: tuple[int, ...]) -> list[Effect]:
+        if not stages:
+            return [self._stop()]
+
+        def fetched(found: object) -> list[Effect]:
+            self._last.append(np.asarray(found, np.float32))
+            return self._fetch(stages[1:])
+
+        head = self._kit.place if self._driver else 0
+        return [self._desk.ask(f"last-{stages[0]}", Fetch(head, stages[0]), fetched)]
+
+    def _stop(self) -> Stop:
+        parameters = np.concatenate(self._last) if self._last else np.zeros(0, np.float32)
+        accuracy = self._conductor.accuracy if self._conductor else None
+        assert self._closing is not None
+        rounds = self._conductor.rounds if self._conductor else self._rounds
+        return Stop(Outcome(parameters, rounds, accuracy, self._closing))
