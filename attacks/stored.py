@@ -60,6 +60,7 @@ class _Stored(msgspec.Struct, forbid_unknown_fields=True):
     records: tuple[Record, ...]
     own: list[_Own] | None
     told: list[_Told] | None
+    held: dict[PeerId, NDArray[np.int64]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,7 @@ def to_bytes(view: View) -> bytes:
         view.records,
         None if view.own is None else list(_own(view)),
         None if view.told is None else list(_told(view)),
+        dict(sorted(view.held.items())),
     )
     body = msgspec.msgpack.Encoder(enc_hook=_encoded).encode(stored)
     return MAGIC + bytes([VERSION]) + _digest(body) + body
@@ -106,7 +108,7 @@ def from_bytes(raw: bytes) -> View:
     vantage = Vantage(frozenset(stored.controls), stored.taps_wire, frozenset(map(frozenset, stored.carries)))
     own = None if stored.own is None else _Kept({(o.peer, o.round): (o.pictures, o.labels) for o in stored.own})
     told = None if stored.told is None else _Kept({(t.peer, t.round): t.labels for t in stored.told})
-    return View(stored.public, vantage, stored.records, own, told)
+    return View(stored.public, vantage, stored.records, own, told, stored.held)
 
 
 def _refuse(why: str) -> NoReturn:

@@ -80,13 +80,16 @@ class Told(Protocol):
 @dataclass(frozen=True, slots=True)
 class View:
     """All that the adversary has. `own`: what its own peers trained on; None where nobody kept it. `told`: labels,
-    where an attack asked for that easier setting, which every table then names; None otherwise."""
+    where an attack asked for that easier setting, which every table then names; None otherwise. `held`: in split mode,
+    where a controlled peer holds the labels of a data owner's examples as a party to the protocol, those labels (n,),
+    by data owner, in the order in which messages number them."""
 
     public: Public
     vantage: Vantage
     records: tuple[Record, ...]
     own: Own | None = None
     told: Told | None = None
+    held: Mapping[PeerId, NDArray[np.int64]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +122,9 @@ class Attack(Protocol):
 
 
 def observe(
-    vantage: Vantage, transcript: Iterable[Record], public: Public, own: Own | None = None, told: Told | None = None
-) -> View:
+    vantage: Vantage, transcript: Iterable[Record], public: Public, own: Own | None = None, told: Told | None = None,
+    held: Mapping[PeerId, NDArray[np.int64]] | None = None,
+) -> View:  # fmt: skip
     """The part of a transcript that `vantage` sees. Bodies survive only at controlled peers; frames only on a tap, or
     where it carries them."""
     seen = []
@@ -129,7 +133,7 @@ def observe(
         carried = record.at == record.to and frozenset((record.sender, record.to)) in vantage.carries
         if inside or vantage.taps_wire or carried:
             seen.append(record.as_seen(body=inside, frame=vantage.taps_wire or carried))
-    return View(public, vantage, tuple(seen), own, told)
+    return View(public, vantage, tuple(seen), own, told, held or {})
 
 
 ATTACKS: Registry[Attack] = Registry("attack", "veilmesh.attacks.inversion")

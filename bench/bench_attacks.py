@@ -134,6 +134,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=[*SECTIONS], default=[*SECTIONS])
     parser.add_argument("--iterations", type=int, default=400)
     parser.add_argument("--pictures", type=int, default=3, help="of the section ig")
+    parser.add_argument("--skip", type=int, default=0, help="pictures of the section ig to leave out at the beginning")
+    parser.add_argument("--float32", action="store_true", help="the section ig without bfloat16 as well")
     parser.add_argument("--victims", type=int, default=5, help="pictures of the section aware")
     parser.add_argument("--device", default="cpu", help="auto, cpu, cuda or mps")
     asked = parser.parse_args()

@@ -35,14 +35,16 @@ def inverting_gradients(bench: Bench) -> Iterator[str]:
     options = {"iterations": asked.iterations, "tv": 2 * TV, "rate": 0.05, "device": asked.device}
     rows: list[Compared] = []
     yield f"{'Inverting Gradients':22} {'in':11} {'it/CPU-s':>8} {'it/s':>7} {'PSNR':>6}   breaching: it/CPU-s, PSNR"
-    for number, (x, y) in enumerate(bench.chosen(asked.pictures)):
+    forms = (True, False) if asked.float32 else (True,)
+    pictures = list(enumerate(bench.chosen(asked.skip + asked.pictures)))[asked.skip :]
+    for number, (x, y) in pictures:
         setting = Setting(model, bench.data.classes, seed=number)
         other = breaching(bench, setting, x, y)
-        for half in (False, True):
+        for half in forms:
             ran = attack("cosine-inversion", {**options, "half": half}, make_view(setting, x, y))
             rows.append(Compared.of(half, asked.iterations, ran, quality(ran.guess, x)[0], other))
             yield f"picture {number}, class {int(y[0]):<5} {rows[-1]}"
-    for half in (False, True):
+    for half in forms:
         yield Compared.summary([row for row in rows if row.half == half])
 
 
@@ -63,23 +65,31 @@ class Compared:
         theirs = (other["iterations"] / other["seconds"], other["psnr"]) if other else (None, None)
         return cls(half, iterations / ran.seconds, iterations / ran.wall, psnr, *theirs)
 
+    @property
+    def form(self) -> str:
+        """What is computed in bfloat16: second derivatives where the processor has tiles for them, or nothing."""
+        return "half" if self.half else "float32"
+
     def __str__(self) -> str:
-        line = f"{'bfloat16' if self.half else 'float32':11} {self.speed:>8.2f} {self.wall:>7.2f} {self.psnr:>6.2f}"
+        line = f"{self.form:11} {self.speed:>8.2f} {self.wall:>7.2f} {self.psnr:>6.2f}"
         if self.their_speed is None or self.their_psnr is None:
             return line
         return f"{line}   {self.their_speed:>19.2f}, {self.their_psnr:.2f}: {self.speed / self.their_speed:.2f} times"
 
     @staticmethod
     def summary(rows: "list[Compared]") -> str:
-        """The means over pictures."""
+        """The means over pictures; of the difference, with its standard error."""
         mean = statistics.fmean(row.psnr for row in rows)
-        line = f"{'bfloat16' if rows[0].half else 'float32'}: mean PSNR {mean:.2f} dB"
+        line = f"{rows[0].form}: mean PSNR {mean:.2f} dB"
         pairs = [(row, row.their_speed, row.their_psnr) for row in rows if row.their_speed and row.their_psnr]
         if not pairs:
             return line
         ratio = statistics.median(row.speed / speed for row, speed, _ in pairs)
-        gain = statistics.fmean(row.psnr - theirs for row, _, theirs in pairs)
-        return f"{line}, {gain:+.2f} dB and {ratio:.2f} times the iterations per CPU-second of breaching (median)"
+        gains = [row.psnr - theirs for row, _, theirs in pairs]
+        gain = f"{statistics.fmean(gains):+.2f}"
+        if len(gains) > 1:
+            gain += f" +- {statistics.stdev(gains) / len(gains) ** 0.5:.2f}"
+        return f"{line}, {gain} dB and {ratio:.2f} times the iterations per CPU-second of breaching (median)"
 
 
 def breaching(bench: Bench, setting: Setting, x: Pictures, y: Labels) -> dict[str, Any] | None:

@@ -26,10 +26,10 @@ decrypts whatever is labelled W and sends it back. Three repairs fall short:
 What is left: no update of W reaches the server. That is what the sum of shares says.
 
 What each side learns. The server: sizes, the number of steps, and when; all else is BFV ciphertexts under a key that
-it has not. It may answer falsely and spoil the training; no answer changes what the client sends, but in ciphertexts,
-and an answer of the right form is never refused, so false answers are no oracle. The client: a W_s + b_s and g W_s^T for
-its own a and g; so after F independent activations W_s itself: this hides the data from the model's owner, and the
-model from nobody who trains with it. Neither can use the trained layer alone from what it was sent: the server misses
+it has not. It may answer falsely and spoil the training: an answer of the right form is never refused, and changes what
+the client sends only inside ciphertexts, or makes it stop. The client: a W_s + b_s and g W_s^T for its own a and g; so
+after F independent activations W_s itself: this hides the data from the model's owner, and the model from nobody who
+trains with it. Neither can use the trained layer alone from what it was sent: the server misses
 W_c, and inference is the forward half of a step. Several clients may sum their W_c by secure aggregation; to hand W_c to
 the server is to publish a sum of gradients, with all that this gives away.
 """

@@ -81,6 +81,12 @@ class Packing:
         out[..., : self.rows * self.columns * self.features] = placed.reshape(tiles, pad, -1)
         return out
 
+    def values(self, polynomials: Integers) -> Integers:
+        """What `polynomials` began with."""
+        tiles, pad, used = self.row_tiles, self.feature_tiles, self.rows * self.columns * self.features
+        placed = polynomials[..., :used].reshape(tiles, pad, self.rows, self.columns, self.features)[:, :, :, 0]
+        return placed.transpose(0, 2, 1, 3).reshape(tiles * self.rows, -1)[: self.batch, : self.inputs]
+
     def columns_of(self, weights: Integers) -> Iterator[Integers]:
         """For every tile of outputs the polynomials (feature_tiles, N) of `weights` (F, O)."""
         pad = self.feature_tiles

@@ -346,6 +346,10 @@ class Cast:
         through = {f"relay:{i}": [links[e] for e in self.edges if i in e] for i in range(self.scenario.peers)}
         return {"relay": frozenset(links.values())} | {name: frozenset(of) for name, of in through.items()}
 
+    def held(self, ids: Sequence[PeerId], place: Vantage) -> dict[PeerId, np.ndarray]:
+        """Labels of others that members at `place` hold as parties to the protocol."""
+        return {}
+
     def public(self, ids: Sequence[PeerId]) -> Public:
         """What everybody who takes part is told."""
         scenario = self.scenario

@@ -31,7 +31,7 @@ def observation(folder: Path, cast: Cast, ids: Sequence[PeerId], vantage: str, *
         )
     records = transcript(folder, cast, ids, place)
     labels = told_labels(cast, ids) if told else None
-    return observe(place, records, cast.public(ids), own_data(cast, ids, place), labels)
+    return observe(place, records, cast.public(ids), own_data(cast, ids, place), labels, cast.held(ids, place))
 
 
 def transcript(folder: Path, cast: Cast, ids: Sequence[PeerId], place: Vantage) -> Iterator[Record]:

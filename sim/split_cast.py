@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from veilmesh.attacks.view import Public
+from veilmesh.attacks.view import Public, Vantage
 from veilmesh.core import BadInput, generator, seed_number
 from veilmesh.crypto.codecs.base import CODECS, Vector
 from veilmesh.peer.machine import Machine, PeerId
@@ -230,6 +230,12 @@ class SplitCast(Cast):
         """The parameters of one stage, in what its player left behind."""
         start = sum(self.sizes[before] for before in self._plan.played(player) if before < stage)
         return found[self.names[player]][start : start + self.sizes[stage]]
+
+    def held(self, ids: Sequence[PeerId], place: Vantage) -> dict[PeerId, np.ndarray]:
+        """Where a member at `place` plays the last stage and holds labels: those of every data owner's examples."""
+        if self._plan.labels != "held" or not any(ids[route[-1]] in place.controls for route in self._plan.route):
+            return {}
+        return {ids[i]: self.dataset.train_y[shard].astype(np.int64) for i, shard in enumerate(self.shards)}
 
     def public(self, ids: Sequence[PeerId]) -> Public:
         split = self._split

@@ -87,7 +87,7 @@ def _to_input(out: Tensor, x: Tensor, weight: Tensor, how: How) -> Tensor:
 
 class RoughCurvature(TorchFunctionMode):
     """Lets the two-dimensional convolutions that are called while it is entered round their second derivatives, and
-    those alone.
+    those alone. Every other function, transposed and one-dimensional convolutions too, is left as it is.
 
     For `torch.autograd.grad` twice: first with `create_graph`, then for what comes before the parameters: the second
     time, nothing goes to them. The parameters must stay as they are while this lives.
@@ -100,7 +100,7 @@ class RoughCurvature(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if func is not functional.conv2d or kwargs or len(args) != 7 or isinstance(args[4], str):
+        if func is not functional.conv2d or kwargs or not _is_plain(args):
             return func(*args, **(kwargs or {}))
         x, weight, bias, *spatial, groups = args
         stride, padding, dilation = ([n, n] if isinstance(n, int) else list(n) for n in spatial)
@@ -112,10 +112,14 @@ class RoughCurvature(TorchFunctionMode):
     def _copies(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """`weight` with channels last, and in bfloat16: made once for a parameter, which is held so that its identity
         stays its own."""
-        if id(weight) in self._known:
-            return self._known[id(weight)][1:]
-        near = weight.detach().contiguous(memory_format=torch.channels_last)
-        rough = near.bfloat16()
-        if weight.is_leaf:
-            self._known[id(weight)] = weight, near, rough
-        return near, rough
+        if id(weight) not in self._known:
+            near = weight.detach().contiguous(memory_format=torch.channels_last)
+            self._known[id(weight)] = weight, near, near.bfloat16()
+        return self._known[id(weight)][1:]
+
+
+def _is_plain(args: tuple[Any, ...]) -> bool:
+    """Whether a convolution is called as its layer does, by parameters that depend on nothing: else, it is exact."""
+    if len(args) != 7 or args[0].ndim != 4 or isinstance(args[4], str):
+        return False
+    return all(t is None or t.is_leaf for t in args[1:3])

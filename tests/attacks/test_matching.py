@@ -1,16 +1,20 @@
 """The machinery of gradient matching against what torch says by itself, and against real local training."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional
 
 from veilmesh.attacks import ATTACKS, observe_updates
 from veilmesh.attacks.matching.descent import Adam, Evaluation, Lbfgs, Variable
 from veilmesh.attacks.matching.distance import Absolute, Cosine, Squared
 from veilmesh.attacks.matching.predict import Differenced, Rounded, SingleGradient, Surrogate, Unrolled
 from veilmesh.attacks.matching.prior import Consensus, FeatureAnchor, Smooth, SmoothSquared
+from veilmesh.attacks.matching.rounding import RoughCurvature, is_convolutional
 from veilmesh.attacks.matching.space import Coarse, starting_pictures
 from veilmesh.attacks.network import Network
 from veilmesh.core import BadInput
@@ -64,6 +68,45 @@ def test_a_cheaper_way_back_is_the_second_derivative(network, cheap):
     assert torch.cosine_similarity(found_gradient, same) > 1 - 1e-6
     assert torch.cosine_similarity(found.flatten(), wanted.flatten(), dim=0) > 0.99
     assert (found.sign() == wanted.sign()).float().mean() > 0.95
+
+
+class _Strange(nn.Module):
+    """Convolutions as few networks have them: one of groups, stride and dilation, one whose weight is computed."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 3, padding="same")
+        self.grouped = nn.Conv2d(4, 8, 3, stride=2, padding=2, dilation=2, groups=2, bias=False)
+        self.twice = nn.Parameter(torch.full((4, 8, 2, 2), 0.1))
+
+    def forward(self, x):
+        x = self.grouped(self.first(x).tanh()).tanh()
+        return functional.conv2d(x, self.twice * x.mean(), None, (1, 1), (0, 0), (1, 1), 1).square().mean((2, 3))
+
+
+def test_rounding_meets_convolutions_of_every_kind():
+    module, stream = _Strange(), torch.Generator().manual_seed(0)
+    for parameter in module.parameters():
+        parameter.data = 0.3 * torch.randn(parameter.shape, generator=stream)
+    x = torch.rand(2, 3, 9, 9, generator=stream).requires_grad_(True)
+    pulls = [torch.randn(p.shape, generator=stream) for p in module.parameters()]
+
+    def slopes(mode):
+        with mode:
+            loss = functional.cross_entropy(module(x), torch.tensor([0, 2]))
+        first = torch.autograd.grad(loss, list(module.parameters()), create_graph=True)
+        return first, torch.autograd.grad(first, x, pulls)[0]
+
+    (first, second), (same, rounded) = slopes(nullcontext()), slopes(RoughCurvature())
+    for here, there in zip(first, same, strict=True):
+        torch.testing.assert_close(here, there)
+    assert torch.cosine_similarity(second.flatten(), rounded.flatten(), dim=0) > 0.999
+    assert not torch.equal(second, rounded)
+
+
+@pytest.mark.parametrize(("model", "mostly"), [("convnet", True), ("ig-convnet", True), ("mlp", False)])
+def test_rounding_is_for_networks_of_convolutions(make_mesh, model, mostly):
+    assert is_convolutional(Network(_public(make_mesh, {"name": model})).module) is mostly
 
 
 def test_a_difference_that_misses_the_derivative_is_not_trusted(make_mesh):

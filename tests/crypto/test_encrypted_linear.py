@@ -1,4 +1,4 @@
-"""A linear layer on ciphertexts: the plain layer's outputs at every size, nothing beside them, and bytes are checked."""
+"""A linear layer on ciphertexts: the plain layer's outputs at every size, nothing beside them; bytes are checked."""
 
 import contextlib
 import pickle
