@@ -22,6 +22,7 @@ from veilmesh.core import BadInput, LocalError, RemoteError
 from veilmesh.crypto.tensors import pack, unpack
 from veilmesh.peer.machine import PeerId
 from veilmesh.peer.transcript import Record
+from veilmesh.split import messages as split_messages
 from veilmesh.swarm import messages
 
 __all__ = ["from_bytes", "to_bytes"]
@@ -123,11 +124,22 @@ def _rounds(view: View) -> list[int]:
     """Those that the bodies on record speak of."""
     found = set()
     for record in view.records:
-        try:
-            found |= {messages.decode(record.body).round} if record.body is not None else set()
-        except RemoteError:
-            continue  # somebody said what is no message
+        if record.body is not None:
+            found |= _round(record.body, view.public.local_steps)
     return sorted(found)
+
+
+def _round(body: bytes, local_steps: int) -> set[int]:
+    """The round that a message speaks of, if it is one and does: in split mode, that of its step."""
+    for language in (messages, split_messages):
+        try:
+            message = language.decode(body)
+        except RemoteError:
+            continue
+        if isinstance(message, split_messages.Activations | split_messages.Gradients):
+            return {message.step // local_steps}
+        return {message.round} if isinstance(message, messages.Message) else set()
+    return set()  # somebody said what is no message
 
 
 def _own(view: View) -> Iterator[_Own]:
@@ -143,8 +155,9 @@ def _told(view: View) -> Iterator[_Told]:
 
 
 def _places(view: View, peers: frozenset[PeerId]) -> list[Place]:
-    """The batches of `peers` in the rounds on record; a hub trains on nothing."""
-    return [(peer, round_) for peer in sorted(peers - {view.public.server}) for round_ in _rounds(view)]
+    """The batches of `peers` in the rounds on record; a hub trains on nothing, nor does who only plays a stage."""
+    owners = {PeerId(route[0]) for route in view.public.split["route"]} if view.public.split else peers
+    return [(peer, round_) for peer in sorted((peers & owners) - {view.public.server}) for round_ in _rounds(view)]
 
 
 def _encoded(value: Any) -> Any:

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from veilmesh.core import BadInput
 from veilmesh.crypto import linear_frames as frames
-from veilmesh.crypto import negacyclic as ring
+from veilmesh.crypto import negacyclic
 from veilmesh.crypto.linear_frames import INPUT_BITS, INPUTS, OUTPUTS, SCHEME, WEIGHT_BITS
 from veilmesh.crypto.linear_packing import DEGREE, Packing, packing
 from veilmesh.crypto.masking import keystream
@@ -49,7 +49,6 @@ NORM: Final = 256.0
 """The weights' Euclidean norm is at most this: what the flooding is measured by."""
 FLOOD_BITS: Final = 94
 
-_LIMBS: Final = (19, 5)  # bits and number of the limbs that the flooding is drawn in: 95 bits, less one
 _MASK_BITS: Final = 47  # 2 RANGE in steps of an output's last bit
 
 
@@ -79,7 +78,7 @@ class LinearKeys:
         """Outputs (B, O) of what `evaluate` answered to inputs (B, F). Raises RemoteError for whatever is no answer."""
         packed, prime = packing(batch, inputs, outputs), frames.primes()[0]
         right, read = frames.read_down(blob, packed)
-        phase = (read + ring.times_ternary(right, self._secret, prime)[..., packed.read]) % prime
+        phase = (read + negacyclic.times_ternary(right, self._secret, prime)[..., packed.read]) % prime
         centred = np.where(phase > prime // 2, phase - prime, phase)
         return packed.untiled(centred * (2.0 * RANGE / prime))
 
@@ -107,7 +106,7 @@ def encrypt(public: bytes, x: Floats, outputs: int) -> bytes:
     for polynomial in packed.polynomials(_fixed(x, INPUT_BITS)).reshape(-1, DEGREE):
         words = frames.zero(public)
         for i, prime in enumerate(frames.primes()):
-            words[0, i] = (words[0, i] + ring.times(polynomial, frames.unit(), prime)) % prime
+            words[0, i] = (words[0, i] + negacyclic.times(polynomial, frames.unit(), prime)) % prime
         parts.append(frames.write_up(words))
     return b"".join(parts)
 
@@ -173,11 +172,11 @@ def _constants(packed: Packing, bias: Floats, mask: Floats | None) -> Integers:
 def _products(packed: Packing, row: Integers, weights: Integers) -> Iterator[Integers]:
     """Ciphertexts (2, 3, N) of one tile of examples (feature_tiles, 2, 3, N) times every tile of columns."""
     if packed.scalar:
-        yield from ring.times_scalars(row, weights, frames.primes())
+        yield from negacyclic.times_scalars(row, weights, frames.primes())
         return
-    transforms = ring.halved(row)
+    transforms = negacyclic.halved(row)
     for column in packed.columns_of(weights):
-        yield ring.rounded(ring.product(transforms, ring.spectra(column)), frames.primes())
+        yield negacyclic.rounded(negacyclic.product(transforms, negacyclic.spectra(column)), frames.primes())
 
 
 def _answer(
@@ -185,21 +184,12 @@ def _answer(
 ) -> bytes:
     """One ciphertext (2, 3, N) with all added that hides what it came from, as far as it is sent."""
     fresh, right, read = frames.zero(public), [], []
-    limbs = _flood(constant.size, stream)
+    limbs = negacyclic.flood(constant.size, FLOOD_BITS, stream)
     for i, prime in enumerate(frames.primes()):
         right.append((words[1, i] + fresh[1, i]) % prime)
-        own = ring.times(constant, frames.unit(), prime) + ring.horner(limbs, _LIMBS[0], prime)
+        own = negacyclic.times(constant, frames.unit(), prime) + negacyclic.horner(limbs, negacyclic.LIMB_BITS, prime)
         read.append((words[0, i, packed.read] + fresh[0, i, packed.read] + own) % prime)
     return frames.write_down(packed, _first(right), _first(read))
-
-
-def _flood(count: int, stream: Callable[[int], bytes]) -> Integers:
-    """Limbs (5, count) of numbers uniform from -2^(FLOOD_BITS - 1) to 2^(FLOOD_BITS - 1) - 1."""
-    bits, limbs = _LIMBS
-    drawn = np.frombuffer(stream(4 * limbs * count), "<u4").reshape(limbs, count).astype(np.int64) & ((1 << bits) - 1)
-    top = FLOOD_BITS - bits * (limbs - 1)
-    drawn[-1] = (drawn[-1] & ((1 << top) - 1)) - (1 << (top - 1))
-    return drawn
 
 
 def _first(residues: list[Integers]) -> Integers:
@@ -208,5 +198,5 @@ def _first(residues: list[Integers]) -> Integers:
     while len(moduli) > 1:
         last, prime = kept.pop(), moduli.pop()
         centred = np.where(last > prime // 2, last - prime, last)
-        kept = [ring.times(part - centred, pow(prime, -1, m), m) for part, m in zip(kept, moduli, strict=True)]
+        kept = [negacyclic.times(part - centred, pow(prime, -1, m), m) for part, m in zip(kept, moduli, strict=True)]
     return kept[0]

@@ -1,4 +1,4 @@
-"""Training through somebody else's linear layer on ciphertexts, so that nothing of the data comes out of the data's owner.
+"""Training through somebody else's linear layer on ciphertexts, so that nothing of the data leaves its owner in clear.
 
 Two parties. The client has the examples, their labels, a head (features a of an example) and the only secret key. The
 server has a linear layer, W_s (F, O) and b_s (O,), say of a model that it hosts. The layer they train is
@@ -29,9 +29,9 @@ What each side learns. The server: sizes, the number of steps, and when; all els
 it has not. It may answer falsely and spoil the training: an answer of the right form is never refused, and changes what
 the client sends only inside ciphertexts, or makes it stop. The client: a W_s + b_s and g W_s^T for its own a and g; so
 after F independent activations W_s itself: this hides the data from the model's owner, and the model from nobody who
-trains with it. Neither can use the trained layer alone from what it was sent: the server misses
-W_c, and inference is the forward half of a step. Several clients may sum their W_c by secure aggregation; to hand W_c to
-the server is to publish a sum of gradients, with all that this gives away.
+trains with it. The server cannot use the trained layer alone, for it misses W_c: inference is the forward half of a
+step. Several clients may sum their W_c by secure aggregation; to hand W_c to the server is to publish a sum of
+gradients, with all that this gives away.
 """
 
 from dataclasses import dataclass, replace
@@ -84,7 +84,7 @@ class Share:
 
 
 def ask_forward(public: bytes, activations: Floats, outputs: int) -> tuple[bytes, Asked]:
-    """Client: what goes up for the outputs of a (B, F). Raises BadInput for activations beyond what can be encrypted."""
+    """Client: what goes up for the outputs of a (B, F). Raises BadInput for activations too large to be encrypted."""
     return encrypt(public, activations, outputs), Asked(activations, 1.0, outputs)
 
 

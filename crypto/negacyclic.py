@@ -7,21 +7,26 @@ which a key's owner multiplies with its key: no branch and no address depends on
 """
 
 import functools
+from collections.abc import Callable
 from typing import Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from veilmesh.core import LocalError
+from veilmesh.crypto import ring
 
 __all__ = [
-    "Integers", "Spectra", "halved", "horner", "product", "rounded", "spectra", "times", "times_scalars",
-    "times_ternary",
+    "LIMB_BITS", "Integers", "Spectra", "flood", "halved", "horner", "product", "rounded", "spectra", "times",
+    "times_scalars", "times_ternary", "transform",
 ]  # fmt: skip
 
 Integers: TypeAlias = NDArray[np.int64]
 Spectra: TypeAlias = NDArray[np.complex128]
 Floats: TypeAlias = NDArray[np.float64]
+
+LIMB_BITS: Final = 19
+"""Bits of a limb of `flood`."""
 
 _STEP: Final = 22  # bits by which a residue of 40 bits may be shifted within 63
 _POLYNOMIAL_LIMBS: Final = (14, 3)  # bits, count: 42 >= 40
@@ -30,9 +35,9 @@ _TERNARY_LIMBS: Final = (20, 2)
 _EXACT: Final = float(1 << 53)
 
 
-def times(values: Integers, factor: int, prime: int) -> Integers:
+def times(values: Integers, factor: int | Integers, prime: int) -> Integers:
     """`values` (...), signed, below 2^62 in magnitude, times `factor`, modulo `prime`: from 0 to prime - 1."""
-    factor %= prime
+    factor = factor % prime
     low = values % prime
     total = (low >> _STEP) * factor % prime << _STEP
     smaller: Integers = (total + (low & ((1 << _STEP) - 1)) * factor % prime) % prime
@@ -48,6 +53,35 @@ def horner(limbs: Integers, bits: int, prime: int) -> Integers:
     for limb in limbs[-2::-1]:
         total = ((total << bits) + limb % prime) % prime
     return total
+
+
+def flood(count: int, bits: int, stream: Callable[[int], bytes]) -> Integers:
+    """Limbs (L, count), of `LIMB_BITS` bits and the lowest first, of numbers uniform from -2^(bits-1) to 2^(bits-1) - 1.
+
+    `stream`: a source of secret bytes. `horner` makes residues of them.
+    """
+    limbs = -(-bits // LIMB_BITS)
+    drawn = np.frombuffer(stream(4 * limbs * count), "<u4").reshape(limbs, count).astype(np.int64)
+    drawn &= (1 << LIMB_BITS) - 1
+    top = bits - LIMB_BITS * (limbs - 1)
+    drawn[-1] = (drawn[-1] & ((1 << top) - 1)) - (1 << (top - 1))
+    return drawn
+
+
+def transform(coefficients: Integers, prime: int) -> Integers:
+    """Values (..., N) of polynomials (..., N), residues modulo `prime`, at all roots of X^N + 1 in SEAL's order.
+
+    As `ring.Ring.transform`, on whole arrays (Longa and Naehrig 2016, algorithm 1).
+    """
+    degree, values = coefficients.shape[-1], coefficients[..., None, :]
+    roots, blocks = _roots(degree, prime), 1
+    while blocks < degree:
+        left, right = np.split(values, 2, axis=-1)
+        right = times(right, roots[blocks : 2 * blocks, None], prime)
+        values = np.stack([left + right, left - right], axis=-2) % prime
+        blocks *= 2
+        values = values.reshape(*coefficients.shape[:-1], blocks, -1)
+    return values.reshape(coefficients.shape)
 
 
 def times_scalars(words: Integers, scalars: Integers, primes: tuple[int, ...]) -> Integers:
@@ -136,3 +170,8 @@ def _twist(half: int) -> Spectra:
     twist: Spectra = np.exp(0.5j * np.pi * np.arange(half) / half)
     twist.flags.writeable = False
     return twist
+
+
+@functools.lru_cache(maxsize=16)
+def _roots(degree: int, prime: int) -> Integers:
+    return ring.bit_reversed_roots(degree, prime).astype(np.int64)

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Integers", "Ring"]
+__all__ = ["Integers", "Ring", "bit_reversed_roots"]
 
 Integers: TypeAlias = NDArray[Any]
 """Python integers, shape (N,), dtype object."""
@@ -83,6 +83,11 @@ class Ring:
 
 def _whole(numbers: NDArray[np.float64]) -> Integers:
     return np.array([int(number) for number in np.rint(numbers)], object)
+
+
+def bit_reversed_roots(degree: int, prime: int) -> Integers:
+    """Powers of psi in bit-reversed order: the factors of the transform's butterflies."""
+    return _roots(degree, prime)[0]
 
 
 @functools.lru_cache(maxsize=4)

@@ -1,8 +1,8 @@
 """What the published encrypted split tells its server: labels and activations, although activations are encrypted.
 
 There (U-shaped split learning on CKKS: "Split ways", 2023, and HESplitNet) the client sends Enc(a) and, in clear,
-g = dL/dy; the server has its layer W in clear before and after a step. Rows of g = softmax(y) - onehot, scaled, have one
-negative entry, the label. And W_before - W_after = lr a^T g, so a^T is that times g's pseudo-inverse: exact where g has
+g = dL/dy; the server has its layer W in clear before and after a step. Rows of g, softmax(y) - onehot but for a factor,
+have one negative entry, the label. And W_before - W_after = lr a^T g, so a^T is that times g's pseudo-inverse: exact where g has
 rank B. Its rows sum to zero, so its rank is at most classes - 1; of larger batches the component of a in the span of
 g is recovered. (A third way in needs no arithmetic: that client decrypts whatever is labelled W and sends it back.)
 

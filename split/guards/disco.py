@@ -77,7 +77,8 @@ class _AtWork:
         middle = (order[:, self._dropped - 1] + order[:, self._dropped])[:, None] / 2
         soft = ((scores - middle) / _TEMPERATURE).sigmoid()
         kept = torch.zeros_like(soft).scatter_(1, scores.topk(scores.shape[1] - self._dropped, dim=1).indices, 1.0)
-        return (kept + soft - soft.detach()).reshape(*scores.shape, *[1] * (z.ndim - 2))
+        straight = kept + (soft - soft.detach())  # exactly `kept`: what is dropped must not leave, however faint
+        return straight.reshape(*scores.shape, *[1] * (z.ndim - 2))
 
     @torch.enable_grad()
     def _learn(self, z: Tensor, x: Tensor, gradient: Tensor) -> None:

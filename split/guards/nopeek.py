@@ -60,14 +60,15 @@ def unbiased_distance_correlation(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _distances(part: Tensor) -> Tensor:
-    """(B, B) Euclidean distances; their gradient is 0, not infinite, where examples coincide."""
+    """(B, B) Euclidean distances, of mean 1; their gradient is 0, not infinite, where examples coincide."""
     flat = part.flatten(1)
     flat = flat - flat.mean(dim=0)  # nearer to 0 less is lost in the differences of squares
     squares = flat.square().sum(dim=1)
     apart = squares[:, None] + squares[None, :] - 2 * flat @ flat.T
     other = apart > 1e-6 * squares.mean().detach()  # below that it is rounding
     other = other & ~torch.eye(len(flat), dtype=torch.bool, device=flat.device)
-    return apart.where(other, torch.ones_like(apart)).sqrt() * other
+    distances = apart.where(other, torch.ones_like(apart)).sqrt() * other
+    return distances / distances.mean().detach().clamp_min(1e-12)
 
 
 def _centred(distances: Tensor) -> Tensor:
@@ -85,7 +86,7 @@ def _centred_without_bias(distances: Tensor) -> Tensor:
 def _cosine(first: Tensor, second: Tensor) -> Tensor:
     """Of two matrices, 0 where one of them is 0."""
     lengths = _root(first.square().sum()) * _root(second.square().sum())
-    return (first * second).sum() / lengths.clamp_min(torch.finfo(first.dtype).tiny)
+    return (first * second).sum() / lengths.clamp_min(1e-9)
 
 
 def _root(x: Tensor) -> Tensor:

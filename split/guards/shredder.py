@@ -51,13 +51,13 @@ class _AtWork:
         self._location = torch.from_numpy(around).float().requires_grad_()
         self._scale = torch.full(about.activation, math.log(options.scale)).requires_grad_()  # its logarithm
         self._step = torch.optim.Adam([self._location, self._scale], options.rate)
-        self._unit: float | None = None
+        self._unit = 0.0
         self._said: Awaited[Tensor] = Awaited()  # the draws
 
     def outgoing(self, z: Tensor, x: Tensor) -> Tensor:
         for earlier, gradient in self._said.known():
             self._learn(earlier, gradient)
-        if z.requires_grad or self._unit is None:
+        if z.requires_grad or not self._unit:
             self._measure(z.detach())
         draw = laplace(self._rng, z)
         with torch.no_grad():
@@ -68,11 +68,10 @@ class _AtWork:
 
     def _measure(self, z: Tensor) -> None:
         now = float(z.square().mean().sqrt())
-        self._unit = now if self._unit is None else 0.9 * self._unit + 0.1 * now
+        self._unit = 0.9 * self._unit + 0.1 * now if self._unit else now
 
     def _noise(self, draw: Tensor) -> Tensor:
-        unit = 1.0 if self._unit is None else self._unit
-        return unit * (self._location.to(draw) + self._scale.to(draw).exp() * draw)
+        return self._unit * (self._location.to(draw) + self._scale.to(draw).exp() * draw)
 
     @torch.enable_grad()
     def _learn(self, draw: Tensor, gradient: Tensor) -> None:

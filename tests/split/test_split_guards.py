@@ -13,16 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from veilmesh.core import BadInput, generator
-from veilmesh.split.guards.base import (
-    SPLIT_GUARDS,
-    About,
-    Alarm,
-    Gradient,
-    Inspecting,
-    Labelling,
-    Outgoing,
-    Penalty,
-)  # fmt: skip
+from veilmesh.split.guards.base import SPLIT_GUARDS as GUARDS
+from veilmesh.split.guards.base import About, Alarm, Gradient, Inspecting, Labelling, Outgoing, Penalty
 from veilmesh.split.guards.gradient_scrutiny import similarity
 from veilmesh.split.guards.laplace import Laplace
 from veilmesh.split.guards.marvell import Classes, Marvell, Variances, best_variances, largest_auc, sum_kl
@@ -41,7 +33,7 @@ def about(
 
 
 def started(name: str, options: dict[str, Any] | None = None, **facts: Any) -> Any:
-    return SPLIT_GUARDS.build(name, options).start(about(**facts))
+    return GUARDS.build(name, options).start(about(**facts))
 
 
 def batch(activation: tuple[int, ...], count: int = 16, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -85,13 +77,13 @@ def untouched() -> Iterator[None]:
 
 @pytest.mark.usefixtures("untouched")
 @pytest.mark.parametrize("activation", SHAPES)
-@pytest.mark.parametrize("name", SPLIT_GUARDS.names())
+@pytest.mark.parametrize("name", GUARDS.names())
 class TestContract:
     def test_does_something_where_it_says(self, name: str, activation: tuple[int, ...]) -> None:
         guard = started(name, activation=activation)
-        parts = {"head": (Outgoing, Penalty, Labelling, Inspecting), "labels": (Gradient,)}[SPLIT_GUARDS.get(name).at]
+        parts = {"head": (Outgoing, Penalty, Labelling, Inspecting), "labels": (Gradient,)}[GUARDS.get(name).at]
         assert any(isinstance(guard, part) for part in parts)
-        assert isinstance(guard, Gradient) == (SPLIT_GUARDS.get(name).at == "labels")
+        assert isinstance(guard, Gradient) == (GUARDS.get(name).at == "labels")
 
     def test_keeps_shapes_and_is_finite(self, name: str, activation: tuple[int, ...]) -> None:
         guard = started(name, activation=activation)
@@ -142,9 +134,7 @@ class TestContract:
 def test_noise_is_another_one_every_time_and_for_every_example(name: str) -> None:
     guard = started(name)
     z, x, _ = batch((24,))
-    first, second = guard.outgoing(z * 0, x), guard.outgoing(z * 0, x)
-    if name == "shredder":
-        first, second = guard.outgoing(z, x) - z, guard.outgoing(z, x) - z
+    first, second = guard.outgoing(z, x) - z, guard.outgoing(z, x) - z
     assert not torch.equal(first, second)
     assert len({tuple(row) for row in first.tolist()}) == len(first)
 
@@ -174,7 +164,7 @@ def test_a_bound_clips_before_the_noise_and_gives_an_epsilon() -> None:
 )  # fmt: skip
 def test_options_that_make_no_sense_are_refused(name: str, options: dict[str, Any]) -> None:
     with pytest.raises(BadInput):
-        SPLIT_GUARDS.build(name, options)
+        GUARDS.build(name, options)
 
 
 class TestNoPeek:
@@ -485,7 +475,7 @@ def hijacker() -> Teach:
         loss.backward()
         steps[which].step()
 
-    def doubt(features: Tensor, real: float) -> Tensor:
+    def doubt(features: Tensor, real: int) -> Tensor:
         return functional.binary_cross_entropy_with_logits(
             critic(features), torch.full((len(features), 1), float(real))
         )
