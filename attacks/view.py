@@ -136,4 +136,6 @@ def observe(
     return View(public, vantage, tuple(seen), own, told, held or {})
 
 
-ATTACKS: Registry[Attack] = Registry("attack", "veilmesh.attacks.inversion")
+ATTACKS: Registry[Attack] = Registry(
+    "attack", "veilmesh.attacks.inversion", further=("veilmesh.attacks.smashed",)
+)

@@ -29,11 +29,13 @@ class Registry(Generic[T]):
     Args:
         kind: the field's word for one of them, singular ("attack"); used in every message.
         package: the package whose modules register them; also the entry point group.
+        further: other packages whose modules register some too.
     """
 
-    def __init__(self, kind: str, package: str) -> None:
+    def __init__(self, kind: str, package: str, further: tuple[str, ...] = ()) -> None:
         self.kind = kind
         self.package = package
+        self._further = further
         self._classes: dict[str, type[T]] = {}
         self._scanned = False
 
@@ -84,9 +86,10 @@ class Registry(Generic[T]):
     def _scan(self) -> None:
         if self._scanned:
             return
-        package = importlib.import_module(self.package)
-        for module in pkgutil.iter_modules(getattr(package, "__path__", ())):  # a registry may also live in one file
-            importlib.import_module(f"{self.package}.{module.name}")
+        for name in (self.package, *self._further):
+            package = importlib.import_module(name)
+            for module in pkgutil.iter_modules(getattr(package, "__path__", ())):  # a registry may also live in one file
+                importlib.import_module(f"{name}.{module.name}")
         for point in entry_points(group=self.package):
             point.load()
         self._scanned = True

@@ -105,4 +105,5 @@ def answer_backward(public: bytes, request: bytes, weights: Floats, entropy: byt
 
 
 def _opened(keys: LinearKeys, asked: Asked, answer: bytes) -> Floats:
-    return asked.scale * keys.decrypt(answer, *asked.values.shape, asked.width)
+    batch, inputs = asked.values.shape
+    return asked.scale * keys.decrypt(answer, batch, inputs, asked.width)

@@ -22,8 +22,8 @@ from veilmesh.crypto.residues import Residues
 from veilmesh.crypto.seal import Parameters, Template, template
 
 __all__ = [
-    "INPUTS", "INPUT_BITS", "OUTPUTS", "SCHEME", "WEIGHT_BITS", "asked", "header", "primes", "read_down", "read_up",
-    "size", "unit", "write_down", "write_up", "zero",
+    "INPUTS", "INPUT_BITS", "OUTPUTS", "SCHEME", "WEIGHT_BITS", "asked", "header", "primes", "public_context",
+    "read_all", "read_down", "read_up", "size", "unit", "write_down", "write_up", "zero",
 ]  # fmt: skip
 
 INPUT_BITS: Final = 17
@@ -68,7 +68,7 @@ def unit() -> int:
 
 def zero(public: bytes) -> Integers:
     """A fresh encryption of zero, residues (2, 3, N). Raises RemoteError for what is no public key."""
-    return SCHEME.template.encrypt(_context(public), np.zeros(1, np.int64)).astype(np.int64)
+    return SCHEME.template.encrypt(public_context(SCHEME, public), np.zeros(1, np.int64)).astype(np.int64)
 
 
 def header(kind: int, packed: Packing) -> bytes:
@@ -92,17 +92,15 @@ def asked(blob: bytes, inputs: int, outputs: int) -> Packing:
 
 def read_up(blob: bytes, packed: Packing) -> Integers:
     """Residues (row_tiles, feature_tiles, 2, 3, N) of inputs. Raises RemoteError where `blob` is none of them."""
-    whole = _whole()
-    words = [whole.read(part).astype(np.int64) for part in _bodies(blob, INPUTS, packed, whole.size)]
+    words = read_all(blob, header(INPUTS, packed), packed.up, _whole())
     return np.stack(words).reshape(packed.row_tiles, packed.feature_tiles, *words[0].shape)
 
 
 def read_down(blob: bytes, packed: Packing) -> tuple[Integers, Integers]:
     """c1 (row_tiles, column_tiles, N) and what is read of c0 (row_tiles, column_tiles, rows * columns). Raises
     RemoteError where `blob` is no outputs of this packing."""
-    part = _part(packed)
-    words = np.stack([part.read(raw).reshape(-1) for raw in _bodies(blob, OUTPUTS, packed, part.size)]).astype(np.int64)
-    tiles = words.reshape(packed.row_tiles, packed.column_tiles, -1)
+    words = read_all(blob, header(OUTPUTS, packed), packed.down, _part(packed))
+    tiles = np.stack(words).reshape(packed.row_tiles, packed.column_tiles, -1)
     return tiles[..., :DEGREE], tiles[..., DEGREE:]
 
 
@@ -124,23 +122,27 @@ def _part(packed: Packing) -> Residues:
     return Residues(DEGREE + packed.rows * packed.columns, primes()[:1], polynomials=1)
 
 
-def _bodies(blob: bytes, kind: int, packed: Packing, each: int) -> list[memoryview]:
-    expected = size(kind, packed)
+def read_all(blob: bytes, head: bytes, count: int, residues: Residues) -> list[Integers]:
+    """`count` polynomials, or ciphertexts, behind the header `head`. Raises RemoteError where `blob` is anything else.
+
+    Size first, then what the header says, of which the first four bytes are magic, version and kind.
+    """
+    expected = len(head) + count * residues.size
     if len(blob) != expected:
         refusal = Refusal.OVERSIZED if len(blob) > expected else Refusal.TRUNCATED
         raise RemoteError(refusal, f"{len(blob)} bytes where {expected} belong")
-    magic, version, said, *rest = _FRAME.unpack_from(blob)
-    if (magic, version, said) != (_MAGIC, _VERSION, kind):
-        raise RemoteError(Refusal.MALFORMED, "not a blob of an encrypted layer of this version and kind")
-    if tuple(rest) != (SCHEME.tag, packed.batch, packed.inputs, packed.outputs):
+    if blob[:4] != head[:4]:
+        raise RemoteError(Refusal.MALFORMED, "not a blob of this protocol, version and kind")
+    if blob[: len(head)] != head:
         raise RemoteError(Refusal.MISMATCH, "a blob of another layer, batch or parameters")
     view = memoryview(blob)
-    return [view[start : start + each] for start in range(_FRAME.size, len(blob), each)]
+    parts = (view[start : start + residues.size] for start in range(len(head), len(blob), residues.size))
+    return [residues.read(part).astype(np.int64) for part in parts]
 
 
 @functools.lru_cache(maxsize=8)
-def _context(public: bytes) -> Any:
-    """TenSEAL's context of a public key: 13 ms to make."""
-    SCHEME.check_public(public)
-    made = SCHEME.template
+def public_context(scheme: Framed, public: bytes) -> Any:
+    """TenSEAL's context of a public key of `scheme`: 13 ms or more to make. Raises RemoteError for what is none."""
+    scheme.check_public(public)
+    made = scheme.template
     return made.public_context(made.public.read(memoryview(public)[-made.public.size :]))

@@ -37,11 +37,9 @@ _EXACT: Final = float(1 << 53)
 
 def times(values: Integers, factor: int | Integers, prime: int) -> Integers:
     """`values` (...), signed, below 2^62 in magnitude, times `factor`, modulo `prime`: from 0 to prime - 1."""
-    factor = factor % prime
-    low = values % prime
-    total = (low >> _STEP) * factor % prime << _STEP
-    smaller: Integers = (total + (low & ((1 << _STEP) - 1)) * factor % prime) % prime
-    return smaller
+    low, factor = values % prime, factor % prime
+    high: Integers = (low >> _STEP) * factor % prime << _STEP
+    return (high + (low & ((1 << _STEP) - 1)) * factor % prime) % prime
 
 
 def horner(limbs: Integers, bits: int, prime: int) -> Integers:
@@ -49,14 +47,14 @@ def horner(limbs: Integers, bits: int, prime: int) -> Integers:
 
     Limbs may be signed, and of any length.
     """
-    total = limbs[-1] % prime
+    total: Integers = limbs[-1] % prime
     for limb in limbs[-2::-1]:
         total = ((total << bits) + limb % prime) % prime
     return total
 
 
 def flood(count: int, bits: int, stream: Callable[[int], bytes]) -> Integers:
-    """Limbs (L, count), of `LIMB_BITS` bits and the lowest first, of numbers uniform from -2^(bits-1) to 2^(bits-1) - 1.
+    """Limbs (L, count), the lowest first, of numbers uniform from -2^(bits-1) to 2^(bits-1) - 1.
 
     `stream`: a source of secret bytes. `horner` makes residues of them.
     """

@@ -96,7 +96,7 @@ def code_digest() -> str:
     import veilmesh.core
 
     root = Path(veilmesh.core.__file__).parent.parent
-    rooms = ("core", "crypto", "tasks", "peer", "swarm", "attacks", "sim")
+    rooms = ("core", "crypto", "tasks", "peer", "swarm", "split", "attacks", "sim")
     digest = hashlib.blake2b(digest_size=8)
     for room in rooms:
         for source in sorted((root / room).rglob("*.py")):

@@ -120,7 +120,7 @@ class MemberProcess:
                 report = await take_part(self.cast, self.index, around)
             if report.outcome:
                 save_model(self.folder, self.cast, self.index, identity.peer, report.outcome)
-            link.send({"report": {**report.figures(), "memory_mb": _memory_mb()}})
+            link.send({"report": {**report.figures(), "memory_mb": _memory_mb(), "cpu_seconds": _cpu_seconds()}})
             watchers.cancel_scope.cancel()
 
     async def _roster(self, link: Link) -> list[Card]:
@@ -174,3 +174,10 @@ async def _obey(link: Link, leave: Callable[[], None]) -> None:
             os._exit(1)
         if any("leave" in message for message in messages):
             leave()
+
+
+def _cpu_seconds() -> float:
+    """What this member and its worker computed so far, in CPU seconds."""
+    me = psutil.Process()
+    every = [me, *me.children(recursive=True)]
+    return round(sum(sum(process.cpu_times()[:2]) for process in every), 3)

@@ -12,6 +12,7 @@ summary.json    every figure of the run; written last, whole or not at all
 
 import json
 import platform
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -56,6 +57,7 @@ class Ended:
     dropped: int = 0
     refusals: dict[str, int] = field(default_factory=dict)
     memory_mb: float | None = None  # proportional share (PSS) at the end, where the system says it
+    cpu_seconds: float | None = None  # its worker's included, where it is a process of its own
 
 
 _RECORDS = (
@@ -101,6 +103,7 @@ class Recorder:
         self.folder = folder
         self._cast = cast
         self._ids = ids
+        self._cpu = time.process_time()
         self._resumed = resumed
         self._trained: Counter[int] = Counter()  # rounds, by member: what an accountant counts
         with writing(folder):
@@ -179,6 +182,8 @@ class Recorder:
         unfinished = [m.index for m in members if m.ended != "finished" and m.role == "peer"]
         summary |= privacy_figures(self._cast, self._trained, unfinished)
         summary["backdoor"] = backdoor_success(self._cast, self.folder / "checkpoints", whole)
+        own = [m.cpu_seconds for m in members if m.cpu_seconds is not None]  # where members are processes
+        summary["cpu_seconds"] = sum(own) if own else time.process_time() - self._cpu
         summary |= final_models(self._cast, self.folder / "checkpoints", whole)
         write_json(self.folder / "summary.json", summary)
         return summary
@@ -243,6 +248,7 @@ def _summary(
         "accuracy": sum(accuracies) / len(accuracies) if accuracies else None,
         "accuracy_lowest": min(accuracies, default=None),
         "bytes_per_peer_round": sum(sent) / len(sent) if sent else None,
+        "bytes_sent": sum(m.bytes_sent for m in members),
         "bytes_counted": counted,
         "seconds": seconds,
         "seconds_per_round": seconds / max(1, max((m.rounds for m in members), default=1)),

@@ -12,8 +12,8 @@ import msgspec
 from veilmesh.core import Refusal, RemoteError
 
 __all__ = [
-    "Activations", "Answer", "Ask", "Done", "Gradients", "Handover", "Message", "Replica", "Rewire", "Taken", "decode",
-    "encode",
+    "Activations", "Answer", "Ask", "Diverged", "Done", "Gradients", "Handover", "Message", "Replica", "Rewire",
+    "Taken", "decode", "encode",
 ]  # fmt: skip
 
 
@@ -103,14 +103,22 @@ class Rewire(msgspec.Struct, frozen=True, array_like=True, tag="rewire", forbid_
     player: int
 
 
+class Diverged(msgspec.Struct, frozen=True, array_like=True, tag="diverged", forbid_unknown_fields=True):
+    """To a data owner: what came of `step` at `stage` is beyond all bounds, so it cannot be done."""
+
+    head: int
+    stage: int
+    step: int
+
+
 class Done(msgspec.Struct, frozen=True, array_like=True, tag="done", forbid_unknown_fields=True):
-    """This data owner has done its `rounds`, and asks for nothing more."""
+    """This data owner has done so many `rounds`, and asks for nothing more."""
 
     head: int
     rounds: int
 
 
-Message: TypeAlias = Activations | Gradients | Ask | Answer | Handover | Taken | Replica | Rewire | Done
+Message: TypeAlias = Activations | Gradients | Ask | Answer | Handover | Taken | Replica | Rewire | Diverged | Done
 
 _ENCODER = msgspec.msgpack.Encoder()
 _DECODER: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)

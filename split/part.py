@@ -39,7 +39,7 @@ class Part:
         self._optimizer: Optimizer = optimizer(settings, self._flat.numel())
         self._update = torch.zeros_like(self._flat)
         self._graphs: dict[_Place, tuple[Tensor, Tensor, Tensor | None]] = {}  # what came in, what left, a penalty
-        self._gradients: dict[_Place, list[Tensor]] = {}
+        self._gradients: dict[_Place, list[Tensor] | None] = {}  # None: nothing is learned from that micro-batch
 
     @property
     def parameters(self) -> Vector:
@@ -91,26 +91,37 @@ class Part:
         self._gradients[place] = found
         return back
 
+    def skip(self, place: _Place) -> None:
+        """Learn nothing from a micro-batch, which counts as done."""
+        self._graphs.pop(place, None)
+        self._gradients[place] = None
+
     def step(self, step: int, head: int, of: int) -> bool:
         """Train by the gradients of the `of` micro-batches of `step`, summed in their order, once they are all there;
-        whether they were. Raises BadInput if training diverged."""
+        whether they were. Raises BadInput if they are not finite, and then nothing has changed."""
         found = sorted(key for key in self._gradients if key[:2] == (step, head))
         if len(found) < of:
             return False
-        mine = [self._gradients.pop(key) for key in found]
-        if not self._parameters:
-            return True
+        mine = [gradients for key in found if (gradients := self._gradients[key]) is not None]
+        if mine and self._parameters:
+            self._learn(step, mine)
+        for key in found:
+            del self._gradients[key]
+        return True
+
+    def _learn(self, step: int, mine: list[list[Tensor]]) -> None:
+        gradient = torch.cat([g.reshape(-1) for g in mine[0]], out=self._optimizer.gradient)
+        for more in mine[1:]:
+            gradient.add_(torch.cat([g.reshape(-1) for g in more]))
+        if not isfinite(float(gradient.sum())):
+            raise BadInput(f"Training diverged at step {step}: gradients are not finite; use a lower learning rate.")
         if step % self._settings.local_steps == 0:
             self._start.copy_(self._flat)
             self._update = self._optimizer.begin()
-        torch.cat([g.reshape(-1) for g in mine[0]], out=self._optimizer.gradient)
-        for more in mine[1:]:
-            self._optimizer.gradient.add_(torch.cat([g.reshape(-1) for g in more]))
         self._optimizer.step(self._update)
         torch.add(self._start, self._update, out=self._flat)
         if not isfinite(float(self._flat.sum())):
             raise BadInput(f"Training diverged at step {step}: parameters are not finite; use a lower learning rate.")
-        return True
 
     def _forget_before(self, place: _Place) -> None:
         """What is held of a head's earlier steps: nobody will end them any more."""

@@ -6,7 +6,7 @@ are wrong are part of the result (`Refused`), never an exception.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import prod
+from math import isfinite, prod
 
 import numpy as np
 import torch
@@ -81,6 +81,7 @@ class StageOptions:
 class _Step:
     """What a head gave out at a step, for the guards that look at what comes back."""
 
+    number: int
     true: Tensor
     given: Tensor
 
@@ -112,7 +113,7 @@ class Stages:
         self._options = options
         self._parts: dict[tuple[int, int], Part] = {}
         self._guards: dict[tuple[int, int], _Guards] = {}
-        self._given: dict[int, _Step] = {}  # by micro-batch, of the step under way
+        self._given: dict[int, _Step] = {}  # by micro-batch, of the last step it was in
         self._order: tuple[tuple[int, int], np.ndarray] | None = None
 
     def run(self, tasks: Sequence[object]) -> list[object]:
@@ -136,6 +137,11 @@ class Stages:
                     return self._judge(task)
         except RemoteError as error:
             return Refused(str(error))
+        except BadInput as error:
+            # Above a head, numbers beyond all bounds come of what came in: they must not end who serves others.
+            if isinstance(task, Forward | Finish | Backward | Pass) and _stage(task):
+                return Refused(str(error), diverged=True)
+            raise
         return self._keep(task)
 
     def _several(self, tasks: Sequence[object]) -> tuple[object, ...]:
@@ -187,7 +193,7 @@ class Stages:
         for guard in guards.of(Labelling):
             assert isinstance(guard, Labelling)
             given = guard.labels(given, key.step)
-        self._given[key.micro] = _Step(true, given)
+        self._given[key.micro] = _Step(key.step, true, given)
         blob = self._write(out, self._options.forward, "up", key)
         if self._options.labels == "sent":
             return Said(len(x), total, blob, labels=given.numpy().astype("<u2").tobytes())
@@ -197,6 +203,8 @@ class Stages:
 
     def _finish(self, task: Finish) -> Returned:
         key, part = task.key, self._part(task.key.head, task.key.stage)
+        if not task.rows <= task.total <= self._options.settings.batch:
+            raise RemoteError(Refusal.MISMATCH, f"{task.rows} of {task.total} examples in a step")
         x = self._read(task.blob, task.rows, key.stage)
         labels = self._labels(task)
         place = key.step, key.head, key.micro
@@ -207,12 +215,15 @@ class Stages:
         part.leaves(place, loss, None)
         gradient = part.backward(place, None)
         assert gradient is not None
-        state = self._trained(part, key, task.replicate)
         guards = self._at(key.head, key.stage, "labels")
         for guard in guards.of(Gradient):
             assert isinstance(guard, Gradient)
             gradient = guard.gradient(gradient, labels)
-        return Returned(self._write(gradient, self._options.backward, "down", key), loss.item(), state=state)
+        said = loss.item()
+        if not isfinite(said):
+            raise BadInput(f"Training diverged at step {key.step}: the loss is not finite; use a lower learning rate.")
+        blob = self._write(gradient, self._options.backward, "down", key)
+        return Returned(blob, said, state=self._trained(part, key, task.replicate))
 
     # --- down --------------------------------------------------------------------------------------------------
 
@@ -221,15 +232,15 @@ class Stages:
         place = key.step, key.head, key.micro
         shape = part.holds(place)
         if shape is None:
-            raise LocalError(f"nothing of step {key.step}, micro-batch {key.micro} is held at stage {key.stage}")
+            raise RemoteError(Refusal.MISMATCH, f"nothing of step {key.step}, micro-batch {key.micro} is held")
         gradient = self._read(task.blob, shape[0], key.stage + 1)
         alarms = self._inspected(gradient, key) if key.stage == 0 else []
         fake = key.stage == 0 and self._is_fake(key)
         back = part.backward(place, gradient)
         if fake:  # nothing is learned from labels that nobody has
-            part.forget()
-        state = self._trained(part, key, task.replicate)
+            part.skip(place)
         blob = b"" if back is None else self._write(back, self._options.backward, "down", key)
+        state = self._trained(part, key, task.replicate)
         said = tuple(f"{alarm.reason} ({alarm.score:.3g})" for alarm in alarms)
         return Returned(blob, 0.0, said, any(alarm.certain for alarm in alarms), state)
 
@@ -327,7 +338,10 @@ class Stages:
 
     def _labels(self, task: Finish) -> Tensor:
         if self._options.labels == "own":
-            return self._given[task.key.micro].given
+            given = self._given.get(task.key.micro)
+            if given is None or given.number != task.key.step or len(given.given) != task.rows:
+                raise RemoteError(Refusal.MISMATCH, "examples that this data owner does not train with now")
+            return given.given
         if self._options.labels == "sent":
             labels = np.frombuffer(task.labels, "<u2").astype(np.int64)
         else:
@@ -371,6 +385,10 @@ def _state(part: Part) -> tuple[bytes, bytes, bytes]:
     parameters, start, memory = part.state()
     rng = generator(0, "lossless")
     return table.encode(Dense(), parameters, rng), table.encode(Dense(), start, rng), memory
+
+
+def _stage(task: Forward | Finish | Backward | Pass) -> int:
+    return task.stage if isinstance(task, Pass) else task.key.stage
 
 
 def _mean(vectors: Sequence[Vector], weights: Sequence[float]) -> Vector:

@@ -186,9 +186,11 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A remote peer's bytes are wrong; `detail` says how."""
+    """A remote peer's bytes are wrong; `detail` says how. `diverged`: nothing else than that what came of them is not
+    finite, or beyond all bounds."""
 
     detail: str
+    diverged: bool = False
 
 
 Task: TypeAlias = Forward | Finish | Backward | Pass | Judge | Load | Fetch | Average | Restore | Several

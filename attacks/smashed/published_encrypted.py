@@ -2,9 +2,9 @@
 
 There (U-shaped split learning on CKKS: "Split ways", 2023, and HESplitNet) the client sends Enc(a) and, in clear,
 g = dL/dy; the server has its layer W in clear before and after a step. Rows of g, softmax(y) - onehot but for a factor,
-have one negative entry, the label. And W_before - W_after = lr a^T g, so a^T is that times g's pseudo-inverse: exact where g has
-rank B. Its rows sum to zero, so its rank is at most classes - 1; of larger batches the component of a in the span of
-g is recovered. (A third way in needs no arithmetic: that client decrypts whatever is labelled W and sends it back.)
+have one negative entry, the label. And W_before - W_after = lr a^T g, so a^T is that times g's pseudo-inverse: exact
+where g has rank B. Its rows sum to zero, so its rank is at most classes - 1; of larger batches the part of a in the
+span of g is recovered. (A third way needs no arithmetic: that client decrypts whatever is labelled W, and sends it.)
 
 The same functions run on the view of a server of `crypto.encrypted_training`: there W does not change, and what stands
 where g stood is a ciphertext, of which a server without the key has `as_numbers`.
@@ -35,13 +35,15 @@ class ServerStep:
 
 def labels(step: ServerStep) -> NDArray[np.int64]:
     """The labels (B,): of every example the class whose gradient is lowest."""
-    return step.gradient.argmin(1).astype(np.int64)
+    lowest: NDArray[np.int64] = step.gradient.argmin(1).astype(np.int64)
+    return lowest
 
 
 def activations(step: ServerStep) -> Floats:
     """The activations (B, F), as far as g and the update determine them: least squares of smallest norm."""
     update = (step.before - step.after) / step.learning_rate
-    return (update @ np.linalg.pinv(step.gradient)).T
+    found: Floats = (update @ np.linalg.pinv(step.gradient)).T
+    return found
 
 
 def as_numbers(request: bytes, inputs: int, outputs: int) -> Floats:
@@ -51,7 +53,8 @@ def as_numbers(request: bytes, inputs: int, outputs: int) -> Floats:
     """
     packed, prime = linear_frames.asked(request, inputs, outputs), linear_frames.primes()[0]
     words = linear_frames.read_up(request, packed)[:, :, 0, 0]
-    return packed.values(words) * (2.0 / prime) - 1.0
+    numbers: Floats = packed.values(words).astype(np.float64) * (2.0 / prime) - 1.0
+    return numbers
 
 
 def encrypted_step(backward: bytes, weights: Floats, learning_rate: float) -> ServerStep:

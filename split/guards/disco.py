@@ -29,8 +29,8 @@ class Disco:
 
     Simpler than theirs: filter and decoder have one hidden layer each (`hidden`), where they have a ResNet-18 and
     upsampling blocks; the filter sees each channel's mean and spread over places, not the places; learning is by the
-    straight-through estimate of the mask; and the decoder's loss is the squared error over the pictures' variance, so
-    that 1 is the grey picture on every task. A stronger attacker than the proxy is to be expected: the bound is what
+    straight-through estimate of the mask; and the decoder's loss is the squared error over the pixels' variance, so
+    that 1 is an even grey on every task. A stronger attacker than the proxy is to be expected: the bound is what
     the dropped channels said, and what is learned is only which ones to drop. Nothing is learned where no gradient is
     asked for.
     """
@@ -91,7 +91,7 @@ class _AtWork:
     def _leak(self, shown: Tensor, x: Tensor) -> Tensor:
         guess = self._decoder(shown.flatten(1)).sigmoid()
         truth = x.flatten(1)
-        return (guess - truth).square().mean() / truth.var(dim=0, correction=0).mean().clamp_min(1e-6)
+        return (guess - truth).square().mean() / truth.var(correction=0).clamp_min(1e-6)
 
 
 def _channels(z: Tensor) -> Tensor:

@@ -12,12 +12,12 @@ from torch import Tensor
 from veilmesh.core import BadInput
 from veilmesh.split.guards.base import SPLIT_GUARDS, About, Alarm, Inspecting
 
-__all__ = ["SplitGuard"]
+__all__ = ["FalseLabels"]
 
 
 @SPLIT_GUARDS.register("splitguard")
 @dataclass(frozen=True)
-class SplitGuard:
+class FalseLabels:
     """Send batches with false labels now and then, and sound an alarm where gradients are as always.
 
     Erdogan, Kupcu and Cicek, WPES 2022, "SplitGuard: detecting and mitigating training-hijacking attacks in split
@@ -57,19 +57,18 @@ class SplitGuard:
 class _Gathered:
     """The sum of batches' gradients (classes, d), and of their norms."""
 
-    def __init__(self) -> None:
+    def __init__(self, classes: int, size: int) -> None:
         self.count = 0
-        self._sum: Tensor | None = None
+        self._sum = torch.zeros(classes, size, dtype=torch.float64)
         self._norms = 0.0
 
     def add(self, g: Tensor) -> None:
-        self._sum = g if self._sum is None else self._sum + g
+        self._sum += g
         self._norms += float(g.norm())
         self.count += 1
 
     @property
     def mean(self) -> Tensor:
-        assert self._sum is not None  # asked only after `count` was looked at
         return self._sum / self.count
 
     @property
@@ -78,16 +77,17 @@ class _Gathered:
 
 
 class _AtWork:
-    def __init__(self, options: SplitGuard, about: About) -> None:
+    def __init__(self, options: FalseLabels, about: About) -> None:
         self._options, self._classes, self._rng = options, about.classes, about.rng
-        self._false = _Gathered()
-        self._halves = (_Gathered(), _Gathered())
+        self._size = math.prod(about.activation)
+        self._false, *self._halves = (_Gathered(about.classes, self._size) for _ in range(3))
         self._scores: deque[float] = deque(maxlen=options.patience)
+        self._decided: tuple[int, bool] = (-1, False)  # at which step, whether to lie
 
     def labels(self, labels: Tensor, step: int) -> Tensor:
         if labels.ndim != 1:
             raise BadInput("Guard 'splitguard' needs one class a picture, and here every pixel has one; leave it out.")
-        if step < self._options.begin or self._rng.random() >= self._options.probability:
+        if not self._lies(step):
             return labels
         count = max(1, round(self._options.share * len(labels)))
         shift = torch.zeros_like(labels)
@@ -95,11 +95,18 @@ class _AtWork:
         shift[chosen] = torch.from_numpy(self._rng.integers(1, self._classes, count)).to(labels)
         return (labels + shift) % self._classes
 
+    def _lies(self, step: int) -> bool:
+        """One decision a step, for all of its micro-batches: nothing is learned from a step that has lies in it."""
+        if self._decided[0] != step:
+            lies = step >= self._options.begin and self._rng.random() < self._options.probability
+            self._decided = step, bool(lies)
+        return self._decided[1]
+
     def inspect(self, g: Tensor, labels: Tensor, given: Tensor, step: int) -> Alarm | None:
         if step < self._options.begin:
             return None
-        gathered = torch.zeros(self._classes, g[0].numel(), dtype=torch.float64, device=g.device)
-        gathered.index_add_(0, labels, g.detach().flatten(1).double())
+        gathered = torch.zeros(self._classes, self._size, dtype=torch.float64)
+        gathered.index_add_(0, labels.cpu(), g.detach().flatten(1).double().cpu())
         if bool((labels == given).all()):
             self._halves[int(self._rng.integers(2))].add(gathered)
             return None

@@ -17,6 +17,7 @@ class Company:
         self._kit = kit
         self._players = [list(route) for route in kit.plan.route]
         self._spare = list(kit.plan.standbys)
+        self.recasts: dict[tuple[int, int], int] = {}  # by head and stage: who plays it now, in another's place
         self.present: frozenset[PeerId] = frozenset()  # of the others
 
     def player(self, head: int, stage: int) -> PeerId:
@@ -38,14 +39,19 @@ class Company:
         if stage == 0 or player not in self._kit.plan.standbys:
             raise RemoteError(Refusal.MISMATCH, "a part that cannot be given away")
         self._players[head][stage] = player
+        self.recasts[head, stage] = player
         if player in self._spare:
             self._spare.remove(player)
 
     @property
-    def standby(self) -> PeerId | None:
-        """The next to replace somebody."""
-        near = (self._kit.order[i] for i in self._spare)
-        return next((peer for peer in near if peer in self.present or peer == self._kit.me), None)
+    def standbys(self) -> list[PeerId]:
+        """Who is there to replace somebody, the next one first."""
+        near = [self._kit.order[i] for i in self._spare]
+        return [peer for peer in near if peer in self.present]
+
+    def name(self, head: int, stage: int) -> str:
+        """What the player of a stage is called."""
+        return self._kit.plan.seats[self._players[head][stage]].name
 
     def missing(self, head: int) -> list[int]:
         """The stages of `head` whose players are gone."""

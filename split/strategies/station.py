@@ -1,21 +1,28 @@
 """A stage above the head, for the examples of one data owner: takes activations, passes on, and answers with gradients.
 
-Everything it has said of the step under way, and of the one before, it says again when it is asked again: a lost frame,
-or a neighbour that was replaced, then costs a retry, and changes no bit.
+Everything it has said of the step under way, and of the one before, it says again when it is asked again: a lost frame
+then costs a retry, and changes no bit. One that takes over from a peer that died begins with the copy of the step that
+it is asked for. Where that copy is missing it is one step behind, and whoever sends it activations says the step before
+once more (`again`); what is above repeats its answers, so the step comes out as it did before.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from veilmesh.core import LocalError, Refusal, RemoteError
 from veilmesh.peer.machine import Effect, Note, Send
 from veilmesh.split import messages
-from veilmesh.split.messages import Activations, Answer, Ask, Gradients, Replica
+from veilmesh.split.messages import Activations, Answer, Ask, Diverged, Gradients, Replica
 from veilmesh.split.strategies.base import SplitKit
 from veilmesh.split.strategies.company import Company, Desk
-from veilmesh.split.work import Asked, Backward, Finish, Forward, Key, Pass, Refused, Returned, Said, StageState
+from veilmesh.split.work import Asked, Backward, Finish, Forward, Key, Pass, Refused, Restore, Returned, Said, StageState
 
 __all__ = ["Station"]
+
+_IN_VAIN = 3
+"""How often one that takes over is told of a step before it goes on with an older copy than that step's."""
+_ASKED = 16
+"""Parts of questions that it works on at a time; one data owner sends fewer."""
 
 
 class Station:
@@ -28,14 +35,14 @@ class Station:
             else is.
         answered: there, too: takes the network's answers to a question.
         stepped: told when a step is done: its head, stage and number.
-        after: the step after which its parameters were taken over from another; -1: it begins at the beginning.
+        copies: what another's stage was after its last steps, by step, where this one takes over from it.
     """
 
     def __init__(
         self, kit: SplitKit, company: Company, desk: Desk, head: int, stage: int,
         told: Callable[[int, int, float], None] | None = None,
         answered: Callable[[int, int, Asked], list[Effect]] | None = None,
-        after: int = -1,
+        copies: Mapping[int, StageState] | None = None,
         stepped: Callable[[int, int, int], list[Effect]] = lambda head, stage, step: [],
     ) -> None:  # fmt: skip
         self._kit = kit
@@ -47,13 +54,23 @@ class Station:
         self._told = told
         self._answered = answered
         self._after_step = stepped
-        self._step = after
+        self._step = -1
+        self._copies = copies  # None: it has begun
+        self._early: dict[int, tuple[Activations, int]] = {}  # by micro-batch, of a step to come; how often it was said
         self._said: dict[int, bytes] = {}  # by micro-batch: what went up
+        self._said_before: dict[int, bytes] = {}  # in the step before, where somebody stands by
         self._returned: dict[int, bytes] = {}  # what went down
         self._before: dict[int, bytes] = {}  # what went down in the step before
         self._busy: set[tuple[str, int]] = set()
         self._asking: set[tuple[int, int]] = set()
-        self.idle = True  # nothing of a step is missing
+        self._idle = True  # nothing of a step is missing
+
+    def check(self, m: Activations) -> None:
+        """Raises RemoteError(MISMATCH) on activations of no step that there is."""
+        if m.of != self._kit.micro_batches:
+            raise RemoteError(Refusal.MISMATCH, f"a step of {m.of} micro-batches, not {self._kit.micro_batches}")
+        if m.step >= self._kit.rounds * self._kit.steps:
+            raise RemoteError(Refusal.MISMATCH, f"there is no step {m.step}")
 
     def knows(self, m: Activations) -> bool:
         """Whether these were taken before, so that they are nothing but a question for what was answered."""
@@ -62,11 +79,16 @@ class Station:
     # --- up ----------------------------------------------------------------------------------------------------
 
     def activations(self, m: Activations) -> list[Effect]:
-        """What came from below. Raises RemoteError where it does not fit."""
-        if m.of != self._kit.micro_batches:
-            raise RemoteError(Refusal.MISMATCH, f"a step of {m.of} micro-batches, not {self._kit.micro_batches}")
+        """What came from below, checked."""
         effects: list[Effect] = []
-        if m.step > self._step:
+        if self._copies is not None:
+            if self._waits(m, self._copies):
+                return []
+            effects = self._take_over(m.step, self._copies)
+        elif m.step == self._step + 1 and not self._idle:  # it will be that step's turn
+            self._early[m.micro] = m, 1
+            return []
+        elif m.step > self._step:
             effects = self._turn(m.step)
         earlier = self._returned if m.step == self._step else self._before if m.step == self._step - 1 else {}
         if m.micro in earlier:
@@ -74,11 +96,11 @@ class Station:
         if m.step < self._step:
             return effects
         if m.micro in self._said:
-            return [*effects, self._up(self._said[m.micro])]
+            return [*effects, *self._repeat(m.micro)]
         if ("up", m.micro) in self._busy:
             return effects
         self._busy.add(("up", m.micro))
-        self.idle = False
+        self._idle = False
         name = f"up-{m.head}-{self.stage}-{m.step}-{m.micro}"
         return [*effects, self._desk.ask(name, self._task(m), partial(self._worked, m))]
 
@@ -86,8 +108,51 @@ class Station:
         """A new step begins: the data owner has all of the one before."""
         skipped = step - self._step - 1
         self._before = self._returned if not skipped else {}
-        self._step, self._said, self._returned, self._busy = step, {}, {}, set()
+        self._said_before = self._said if self._kit.plan.standbys and not skipped else {}
+        self._step, self._said, self._returned, self._busy, self._early = step, {}, {}, set(), {}
+        self._idle = True
         return [Note("stale", {"stage": self.stage, "steps": skipped})] if skipped and step else []
+
+    # --- taking over -------------------------------------------------------------------------------------------
+
+    def _waits(self, m: Activations, copies: Mapping[int, StageState]) -> bool:
+        """Whether one that takes over waits: for the step before this one, which it has no copy of; but not for ever."""
+        latest = max(copies, default=-1)
+        if m.step <= latest + 1:
+            return m.step > 0 and m.step - 1 not in copies
+        times = 1 + (self._early[m.micro][1] if m.micro in self._early else 0)
+        self._early[m.micro] = m, times
+        return times < _IN_VAIN
+
+    def _take_over(self, step: int, copies: Mapping[int, StageState]) -> list[Effect]:
+        """Begin with the copy of the step before `step`; without one, with the last that there is."""
+        early, self._copies = self._early, None
+        base = min(step - 1, max(copies, default=-1))
+        self._step = base
+        effects = self._turn(step)
+        self._early = {micro: (m, n) for micro, (m, n) in early.items() if m.step == step + 1}
+        if base < 0:
+            return effects
+
+        def restored(result: object) -> list[Effect]:
+            return [_refused(self.stage, result.detail)] if isinstance(result, Refused) else []
+
+        name = f"restore-{self.head}-{self.stage}-{base}"
+        return [*effects, self._desk.ask(name, Restore(self.head, self.stage, copies[base]), restored)]
+
+    def again(self) -> list[Effect]:
+        """Say what went up of this step and of the one before once more: there is somebody else above."""
+        before = [self._up(body) for _, body in sorted(self._said_before.items())]
+        return [*before, *(self._up(body) for micro, body in sorted(self._said.items()) if micro not in self._returned)]
+
+    def _repeat(self, micro: int) -> list[Effect]:
+        """Say what went up once more; where somebody took over, with the step before, which may be missing there."""
+        bodies = [self._said[micro]]
+        if (self.head, self.stage + 1) in self._company.recasts and micro in self._said_before:
+            bodies = [self._said_before[micro], *bodies]
+        return [self._up(body) for body in bodies]
+
+    # --- up, from the worker -----------------------------------------------------------------------------------
 
     def _task(self, m: Activations) -> Forward | Finish:
         key = Key(m.head, self.stage, m.step, m.micro, m.of)
@@ -100,8 +165,8 @@ class Station:
         if m.step != self._step:
             return []
         match result:
-            case Refused(detail=detail):
-                return [_refused(self.stage, detail)]
+            case Refused():
+                return self._refuse(m.step, result)
             case Said(blob=blob):
                 up = Activations(
                     m.head, self.stage + 1, m.step, m.micro, m.of, m.rows, m.total, blob, m.labels, m.which
@@ -132,7 +197,7 @@ class Station:
         if m.step != self._step:
             return []
         if isinstance(result, Refused):
-            return [_refused(self.stage, result.detail)]
+            return self._refuse(m.step, result)
         assert isinstance(result, Returned)
         return self._return(m.micro, result, m.loss)
 
@@ -146,18 +211,32 @@ class Station:
         self._returned[micro] = messages.encode(down)
         effects: list[Effect] = [] if result.state is None else self._replica(result.state)
         effects.append(self._down(self._returned[micro]))
-        self.idle = len(self._returned) == self._kit.micro_batches
+        self._idle = len(self._returned) == self._kit.micro_batches
+        return [*effects, *self._ended()] if self._idle else effects
+
+    def _ended(self) -> list[Effect]:
+        """A step is done; what came too early is taken now."""
+        effects: list[Effect] = []
         round_, step = divmod(self._step + 1, self._kit.steps)
-        if self.idle and not step and self.head == 0 and self._told is None:
+        if not step and self.head == 0 and self._told is None:
             effects.append(Note("round", {"round": round_ - 1}))
-        return [*effects, *self._after_step(self.head, self.stage, self._step)] if self.idle else effects
+        effects += self._after_step(self.head, self.stage, self._step)
+        early, self._early = self._early, {}
+        return [*effects, *(e for _, (m, _) in sorted(early.items()) for e in self.activations(m))]
+
+    def _refuse(self, step: int, refused: Refused) -> list[Effect]:
+        """Note what was wrong; a data owner is told that its step cannot be done."""
+        note = _refused(self.stage, refused.detail)
+        if not refused.diverged or self._told is not None:
+            return [note]
+        return [note, Send(self._company.player(self.head, 0), messages.encode(Diverged(self.head, self.stage, step)))]
 
     # --- questions ---------------------------------------------------------------------------------------------
 
     def ask(self, m: Ask) -> list[Effect]:
         """A question on its way up."""
         name = f"ask-{m.head}-{self.stage}-{m.number}-{m.part}"
-        if (m.number, m.part) in self._asking:
+        if (m.number, m.part) in self._asking or len(self._asking) >= _ASKED:
             return []
         self._asking.add((m.number, m.part))
         task = Pass(m.head, self.stage, m.part, m.rows, m.blob, answers=self._last)
@@ -183,14 +262,13 @@ class Station:
 
     @property
     def _replicates(self) -> bool:
-        return self._company.standby is not None and self._told is None
+        return bool(self._company.standbys) and self._told is None
 
     def _replica(self, state: StageState) -> list[Effect]:
-        standby = self._company.standby
-        if standby is None:
-            return []
+        """To all who stand by: whoever takes over then, the next of them is not empty-handed."""
         said = Replica(self.head, self.stage, self._step, state.blob, state.start, state.state)
-        return [Send(standby, messages.encode(said))]
+        body = messages.encode(said)
+        return [Send(standby, body) for standby in self._company.standbys]
 
     def _up(self, body: bytes) -> Send:
         return Send(self._company.player(self.head, self.stage + 1), body)

@@ -493,14 +493,14 @@ class TestInspectors:
     @pytest.mark.parametrize("seed", [0, 1])
     @pytest.mark.parametrize("name", ["gradient-scrutiny", "splitguard"])
     def test_honest_training_is_left_alone(self, name: str, seed: int) -> None:
-        lesson = Lesson("honest", seed).run(started(name, classes=10, seed=seed))
+        lesson = Lesson("honest", seed).run(started(name, activation=(48,), classes=10, seed=seed))
         assert not lesson.stopped
         assert len(lesson.alarms) <= (0 if name == "gradient-scrutiny" else 1)
 
     @pytest.mark.parametrize("seed", [0, 1])
     @pytest.mark.parametrize("name", ["gradient-scrutiny", "splitguard"])
     def test_hijacking_is_noticed(self, name: str, seed: int) -> None:
-        lesson = Lesson("hijacker", seed).run(started(name, classes=10, seed=seed))
+        lesson = Lesson("hijacker", seed).run(started(name, activation=(48,), classes=10, seed=seed))
         assert lesson.stopped
         assert lesson.alarms[0][0] < 200
         assert all(0 <= alarm.score <= 1 and alarm.reason for _, alarm in lesson.alarms)
@@ -513,6 +513,9 @@ class TestInspectors:
         false = [given for given in changed if not torch.equal(given, labels)]
         assert 80 < len(false) < 160
         assert all(bool((given != labels).all()) and 0 <= int(given.min()) <= int(given.max()) < 10 for given in false)
+        often = started("splitguard", {"probability": 0.5, "begin": 0}, classes=10)
+        told = [[torch.equal(often.labels(labels, step), labels) for _ in range(3)] for step in range(30)]
+        assert {len(set(micro)) for micro in told} == {1}
         part = started("splitguard", {"probability": 0.9, "begin": 0, "share": 0.25}, classes=10)
         assert {int((part.labels(labels, step) != labels).sum()) for step in range(50)} == {0, 16}
 
