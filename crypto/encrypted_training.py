@@ -56,6 +56,11 @@ class Asked:
     scale: float
     width: int
 
+    def opened(self, keys: LinearKeys, answer: bytes) -> Floats:
+        """The server's part of the answer (B, width). Raises RemoteError where `answer` is none."""
+        batch, inputs = self.values.shape
+        return self.scale * keys.decrypt(answer, batch, inputs, self.width)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Share:
@@ -71,11 +76,11 @@ class Share:
 
     def outputs(self, keys: LinearKeys, asked: Asked, answer: bytes) -> Floats:
         """y (B, O) of the whole layer. Raises RemoteError where `answer` is none."""
-        return _opened(keys, asked, answer) + asked.values @ self.weights + self.bias
+        return asked.opened(keys, answer) + asked.values @ self.weights + self.bias
 
     def input_gradient(self, keys: LinearKeys, asked: Asked, answer: bytes) -> Floats:
         """dL/da (B, F) of the whole layer. Raises RemoteError where `answer` is none."""
-        return _opened(keys, asked, answer) + asked.values @ self.weights.T
+        return asked.opened(keys, answer) + asked.values @ self.weights.T
 
     def stepped(self, activations: Floats, gradient: Floats, learning_rate: float) -> "Share":
         """The share after a step of gradient descent, of a (B, F) and dL/dy (B, O)."""
@@ -102,8 +107,3 @@ def answer_forward(public: bytes, request: bytes, weights: Floats, bias: Floats,
 def answer_backward(public: bytes, request: bytes, weights: Floats, entropy: bytes) -> bytes:
     """Server: g W_s^T on ciphertexts. `entropy`: 32 secret bytes, fresh. Raises RemoteError for no such request."""
     return evaluate(public, request, weights.T, np.zeros(weights.shape[0]), entropy)
-
-
-def _opened(keys: LinearKeys, asked: Asked, answer: bytes) -> Floats:
-    batch, inputs = asked.values.shape
-    return asked.scale * keys.decrypt(answer, batch, inputs, asked.width)

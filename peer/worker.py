@@ -6,6 +6,7 @@ thread; an inline one serves simulations and tests. What a task means is the exe
 
 import os
 import pickle  # only between this process and the child it forked itself
+import socket
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeAlias, runtime_checkable
 
@@ -73,7 +74,7 @@ class ProcessWorker:
     def __init__(self, prepare: Callable[[], Executor], close: Sequence[Link] = ()) -> None:
         self._child = fork("worker", lambda link: _serve(link, prepare), close)
         self._child.link.socket.setblocking(False)
-        self._lock = anyio.Lock()
+        self._lock = anyio.Lock(fast_acquire=True)  # a turn of the loop less for every task; waiting for it is fair
 
     @property
     def pid(self) -> int:
@@ -103,26 +104,27 @@ class ProcessWorker:
             except OSError:
                 raise LocalError(f"the worker process has ended: {self._ended()}") from None
 
-    async def _read(self) -> bytes:
+    async def _read(self) -> bytearray:
+        await anyio.wait_readable(self._child.link.socket)
         size = int.from_bytes(await self._exactly(_HEADER), "big")
         return await self._exactly(size)
 
-    async def _exactly(self, size: int) -> bytes:
+    async def _exactly(self, size: int) -> bytearray:
         end = self._child.link.socket
         buffer = bytearray(size)
         view, at = memoryview(buffer), 0
         while at < size:
-            await anyio.wait_readable(end)
             try:
                 got = end.recv_into(view[at:])
-            except BlockingIOError:
+            except BlockingIOError:  # asked first, waited for then: mostly it is all there
+                await anyio.wait_readable(end)
                 continue
             except OSError:
                 got = 0
             if not got:
                 raise LocalError(f"the worker process has ended: {self._ended()}")
             at += got
-        return bytes(buffer)
+        return buffer
 
     def _ended(self) -> str:
         self._child.kill()  # its socket is closed, so it is ending: reap it, and how it ended is known
@@ -132,13 +134,19 @@ class ProcessWorker:
 def _serve(link: Link, prepare: Callable[[], Executor]) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     execute = prepare()
-    stream = link.socket.makefile("rwb")
-    while header := stream.read(_HEADER):
-        tasks = pickle.loads(stream.read(int.from_bytes(header, "big")))
+    while header := _received(link.socket, _HEADER):
+        tasks = pickle.loads(_received(link.socket, int.from_bytes(header, "big")))
         try:
             answer: object = execute(tasks)
         except Exception as error:  # noqa: BLE001  # the process edge: the asking peer is told, and decides
             answer = f"{type(error).__name__}: {error}"
         payload = pickle.dumps(answer, protocol=5)
-        stream.write(len(payload).to_bytes(_HEADER, "big") + payload)
-        stream.flush()
+        link.socket.sendall(len(payload).to_bytes(_HEADER, "big") + payload)
+
+
+def _received(end: socket.socket, size: int) -> bytes:
+    """The next `size` bytes, in one call where they are all there; fewer once the other end has closed."""
+    data = end.recv(size, socket.MSG_WAITALL)
+    while len(data) < size and (more := end.recv(size - len(data), socket.MSG_WAITALL)):
+        data += more
+    return data

@@ -90,6 +90,9 @@ class Cast:
                 f"split says where a network is cut, and strategy {scenario.strategy.name!r} cuts none; take one of "
                 f"{', '.join(SPLITS.names())}, or leave split out."
             )
+        for whom in (*scenario.links.slow, *(fault.whom for fault in scenario.faults)):
+            if not whom.startswith("peer:"):
+                raise BadInput(f"There is no {whom!r} with strategy {scenario.strategy.name!r}; write peer:N.")
         strategy: Strategy = scenario.strategy.build(STRATEGIES)
         for guard in scenario.guards:
             guard.build(GUARDS)
@@ -120,6 +123,8 @@ class Cast:
         if scenario.training.private:
             require_apart(model.name, _network(model, dataset, scenario.seed), dataset.shape)
         cast = cls(scenario, dataset, tuple(shards), rows, initial)
+        if scenario.adversary:
+            scenario.adversary.require_among(cast.names)
         require_privacy(cast)  # what is asked for and cannot be had is said before anything is run for it
         first = cast.machine(0, [PeerId(n) for n in cast.names])  # refuses options that do not go together
         for index in sorted(cast.tampering)[:1]:  # and what is to be crafted, and has no place in the network
@@ -410,7 +415,7 @@ def _can_outvote(scenario: Scenario, strategy: Strategy, rows: Mapping[int, Mapp
 
 
 def _graph(scenario: Scenario) -> "nx.Graph[int]":
-    if scenario.peers == 1 and scenario.door.open:  # the first of a mesh: others will come
+    if scenario.peers == 1 and (scenario.door.open or scenario.strategy.name == "alone"):  # others will come, or never
         return nx.complete_graph(1)
     if scenario.peers < 2:
         raise BadInput("Gossip needs at least 2 peers; raise peers.")

@@ -10,7 +10,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-__all__ = ["Action", "Churn", "Fault", "Links", "actions", "misplaced", "number"]
+__all__ = ["STAGES", "Action", "Churn", "Fault", "Links", "actions", "misplaced", "number"]
+
+STAGES = r"(middle|standby):[0-9]{1,6}|tail|body"
+"""What members of split mode are called that have no data of their own."""
 
 
 class _Strict(BaseModel):
@@ -68,12 +71,15 @@ class Action:
     seconds: float | None = None  # how long a pause is
 
 
-def actions(faults: Sequence[Fault], churn: Churn | None = None) -> list[Action]:
-    """What is to be done for `faults` and `churn`, in order of time. Of pauses that overlap, the last ends all."""
+def actions(faults: Sequence[Fault], churn: Churn | None = None, names: Sequence[str] = ()) -> list[Action]:
+    """What is to be done for `faults` and `churn`, in order of time. Of pauses that overlap, the last ends all.
+
+    `names`: what members are called, in roster order.
+    """
     times = int(churn.until / churn.every) if churn else 0
     found = [Action(n * churn.every, -1, "churn") for n in range(1, times + 1)] if churn else []
     for fault in faults:
-        peer = number(fault.whom)
+        peer = names.index(fault.whom) if fault.whom in names else number(fault.whom)
         found.append(Action(fault.at, peer, "kill" if fault.kill else "pause", fault.seconds))
         if fault.seconds is not None and not _still_paused(fault, faults):
             found.append(Action(fault.at + fault.seconds, peer, "go on"))
@@ -90,9 +96,12 @@ def _still_paused(fault: Fault, faults: Sequence[Fault]) -> bool:
 def misplaced(links: Links, faults: Sequence[Fault], peers: int, world: str) -> str | None:
     """Why these links and faults cannot be had, as a sentence without its full stop; None if they can."""
     for name in [*links.slow, *(fault.whom for fault in faults)]:
-        if not re.fullmatch(r"peer:[0-9]{1,6}", name):
-            return f"{name!r} is no peer that can be slow, killed or paused; write peer:N (peers count from 0)"
-        if number(name) >= peers:
+        if not re.fullmatch(rf"peer:[0-9]{{1,6}}|{STAGES}", name):
+            return (
+                f"{name!r} is no peer that can be slow, killed or paused; write peer:N (peers count from 0), or what a "
+                "member of split mode is called: tail, body, middle:N, standby:N"
+            )
+        if name.startswith("peer:") and number(name) >= peers:
             return f"there is no {name} among {peers} peers (they count from 0)"
     if world == "memory" and faults:
         return "faults need a process for each peer, or virtual time; set world to libp2p or virtual"

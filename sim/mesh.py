@@ -246,8 +246,8 @@ class Mesh:
         """A member has begun to train. Once all have, the time of faults begins: a start is another matter."""
         self._up.add(index)
         if self._up.issuperset(range(self._cast.size)):
-            now, scenario = time.monotonic(), self._cast.scenario
-            self._faults = [replace(a, at=now + a.at) for a in actions(scenario.faults, scenario.churn)]
+            now, scenario, names = time.monotonic(), self._cast.scenario, self._cast.names
+            self._faults = [replace(a, at=now + a.at) for a in actions(scenario.faults, scenario.churn, names)]
 
     # --- what goes wrong on purpose ----------------------------------------------------------------------------
 

@@ -40,7 +40,7 @@ from veilmesh.peer.outcome import Outcome
 from veilmesh.peer.transcript import Record
 from veilmesh.peer.worker import Executor
 from veilmesh.sim.cast import Cast
-from veilmesh.sim.faults import Fault, number
+from veilmesh.sim.faults import Fault
 from veilmesh.sim.record import Ended, Recorder, Watch
 from veilmesh.sim.resume import Counted, Keeper, Resumption, resumed_machine
 from veilmesh.sim.tap import Tap
@@ -287,7 +287,7 @@ def run_in_virtual_time(cast: Cast, folder: Path, watch: Watch, resumed: Resumpt
         players,
         latency=links.latency,
         work_time=links.step,
-        faults=[(ids[number(fault.whom)], fault) for fault in cast.scenario.faults],
+        faults=[(ids[cast.names.index(fault.whom)], fault) for fault in cast.scenario.faults],
         grace=timing.grace,
         silence=timing.silence,
         note=note,

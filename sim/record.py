@@ -227,6 +227,7 @@ def _summary(
     accuracies = [m.accuracy for m in whole if m.accuracy is not None and m.index not in cast.tampering]
     sent = [m.bytes_sent / max(m.rounds, 1) for m in peers if m.rounds]
     vantage = scenario.adversary.vantage if scenario.adversary else None
+    seats = scenario.adversary.places if scenario.adversary else ()
     return {
         "title": scenario.title or f"{scenario.task.name}, {scenario.strategy.name}",
         "world": scenario.world,
@@ -238,8 +239,8 @@ def _summary(
         "edges": [list(edge) for edge in cast.edges],
         "adversary": {
             "vantage": vantage,
-            "controls": sorted(cast.tampering | {i for i, name in enumerate(cast.names) if name == vantage}),
-            "taps_wire": vantage in ("wire", "relay"),
+            "controls": sorted(cast.tampering | {i for i, name in enumerate(cast.names) if name in seats}),
+            "taps_wire": bool({"wire", "relay"} & set(seats)),
         }
         if vantage
         else None,

@@ -6,7 +6,7 @@ checked against the registries, so an unknown name or option is refused here wit
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -17,6 +17,7 @@ from veilmesh.core.registry import first_complaint, unknown
 from veilmesh.crypto.identity import PeerId, public_key
 from veilmesh.crypto.padding import Padding
 from veilmesh.sim.faults import Churn, Fault, Links, misplaced
+from veilmesh.split.strategies.base import SPLITS
 
 __all__ = ["Adversary", "Choice", "Scenario", "Training", "override", "read_toml"]
 
@@ -80,8 +81,9 @@ class Training(_Strict):
 class Adversary(_Strict):
     """Who is malicious: where it listens, and what it does.
 
-    `peer:3` and `server` take part; `wire` taps every link; `relay` is one that every frame passes through, `relay:3`
-    the one that peer 3 is reached through.
+    `peer:3` and `server` take part, and in split mode `tail`, `body`, `middle:1` and `standby:1`; `wire` taps every
+    link; `relay` is one that every frame passes through, `relay:3` the one that peer 3 is reached through. Several
+    pool what they see: `peer:1+tail`.
     """
 
     vantage: str
@@ -102,8 +104,25 @@ class Adversary(_Strict):
     @property
     def tampering(self) -> frozenset[int]:
         """The peers that tamper, by number. Where the server does, `Cast.tampering` has its number."""
-        alone = [int(self.vantage.removeprefix("peer:"))] if self.vantage.startswith("peer:") else []
-        return frozenset(self.peers or alone) if self.tamper else frozenset()
+        return frozenset(self.peers or self.seated) if self.tamper else frozenset()
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """The one place, or those whose adversaries pool what they see."""
+        return tuple(self.vantage.split("+"))
+
+    @property
+    def seated(self) -> tuple[int, ...]:
+        """The peers at the vantage, by number."""
+        return tuple(int(place.removeprefix("peer:")) for place in self.places if place.startswith("peer:"))
+
+    def require_among(self, members: Collection[str]) -> None:
+        """Raises BadInput where the vantage is none of `members`, and no place to tap either."""
+        for place in self.places:
+            if place not in members and place != "wire" and not place.startswith("relay"):
+                raise BadInput(
+                    f"adversary.vantage: there is no {place!r} in this run; known: {', '.join(members)}, wire and relay."
+                )
 
 
 class Transcript(_Strict):
@@ -204,9 +223,12 @@ class Scenario(_Strict):
     @model_validator(mode="before")
     @classmethod
     def _names_where_only_options_are_given(cls, data: Any) -> Any:
-        """`transport.port = 4001` means the default transport, with that port."""
+        """`transport.port = 4001` means the default transport, with that port; and where nobody says how many peers
+        there are, a protocol of split mode has as many data owners as it needs."""
         if not isinstance(data, Mapping):
             return data
+        if "peers" not in data and (owners := _owners(data.get("strategy"))):
+            data = {**data, "peers": owners}
         defaults = {name: field.default.name for name, field in cls.model_fields.items() if _is_choice(field.default)}
         named = {
             name: {"name": default, **data[name]}
@@ -228,8 +250,7 @@ class Scenario(_Strict):
             )
         if why := self._not_private():
             raise ValueError(why)
-        if self.adversary and self.adversary.vantage.startswith("peer:"):
-            index = int(self.adversary.vantage.removeprefix("peer:"))
+        for index in self.adversary.seated if self.adversary else ():
             if index >= self.peers:
                 raise ValueError(f"there is no peer:{index} among {self.peers} peers (they count from 0)")
         if self.adversary:
@@ -256,11 +277,13 @@ class Scenario(_Strict):
         return bool(private and private.pair) or any(guard.name == "correlated-noise" for guard in self.guards)
 
     def keeps(self, name: str) -> bool:
-        """Whether the run's tap is kept of everything that is seen from `name`: a member, or `wire` for all of them."""
+        """Whether the run's tap is kept of everything that is seen from `name`: a member, several (`peer:1+tail`), or
+        `wire` for all of them."""
         if self.transcript.keep != "controlled":
             return self.transcript.keep == "all"
-        seat = self.adversary.vantage if self.adversary else ""
-        return seat in ("wire", name) or seat.startswith("relay")
+        seats = self.adversary.places if self.adversary else ()
+        taps = any(seat == "wire" or seat.startswith("relay") for seat in seats)
+        return taps or set(name.split("+")) <= set(seats)
 
     def _not_private(self) -> str | None:
         """Why the differential privacy that is asked for cannot be had, if it cannot."""
@@ -295,6 +318,12 @@ class Scenario(_Strict):
             return cls.model_validate(data)
         except ValidationError as error:
             raise BadInput(f"{where}: {_sentence(cls, error)}") from None
+
+
+def _owners(strategy: object) -> int | None:
+    """How many data owners a strategy of split mode has; None where that is for the scenario to say."""
+    name = strategy.get("name") if isinstance(strategy, Mapping) else strategy
+    return SPLITS.get(name).owners if isinstance(name, str) and name in SPLITS.names() else None
 
 
 def _is_choice(value: object) -> bool:

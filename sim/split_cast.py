@@ -4,6 +4,7 @@ It is a cast like any other to whatever runs it. A data owner has its own exampl
 nobody else has anything.
 """
 
+import json
 import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -22,9 +23,10 @@ from veilmesh.peer.transports.base import TRANSPORTS
 from veilmesh.peer.worker import Executor, with_errands
 from veilmesh.sim.cast import Cast, stem, suitable
 from veilmesh.sim.scenario import Choice, Scenario, Split
-from veilmesh.split.cut import divide, places, shapes
-from veilmesh.split.guards.base import SPLIT_GUARDS
-from veilmesh.split.stage import Examples, StageOptions, Stages
+from veilmesh.split.cut import around_linear, divide, places, shapes
+from veilmesh.split.encrypted import LayerOwner, LayerUser, require_linear
+from veilmesh.split.guards.base import SPLIT_GUARDS, About
+from veilmesh.split.stage import CHUNK, Examples, StageOptions, Stages
 from veilmesh.split.strategies.base import SPLITS, HeadEvaluate, HeadTrain, Plan, SplitKit, SplitStrategy
 from veilmesh.swarm.guards.base import Layout
 from veilmesh.swarm.strategies.base import STRATEGIES, Strategy, WorkSource
@@ -33,7 +35,7 @@ from veilmesh.tasks.data.base import SOURCES, Dataset
 from veilmesh.tasks.models.base import MODELS
 from veilmesh.tasks.models.build import build_model, check_fit, initial_vector, layout
 from veilmesh.tasks.partition import PARTITIONS
-from veilmesh.tasks.work import Indices, Settings, batch_indices
+from veilmesh.tasks.work import Indices, batch_indices
 
 __all__ = ["SplitCast"]
 
@@ -50,7 +52,7 @@ class SplitCast(Cast):
         """Load, divide, cut. Raises BadInput for whatever in the scenario cannot be had."""
         strategy: SplitStrategy = scenario.strategy.build(SPLITS)
         plan = strategy.plan(scenario.peers)
-        _refuse(scenario, strategy)
+        _refuse(scenario, strategy, plan)
         split = scenario.split or Split()
         for choice, registry in ((split.codec, CODECS), (split.gradients, CODECS), (scenario.codec, CODECS)):
             choice.build(registry)
@@ -70,12 +72,15 @@ class SplitCast(Cast):
             raise BadInput(f"A batch of {smallest} cannot be divided into {split.micro_batches}; lower micro_batches.")
         initial = initial_vector(model.name, model.options, dataset.shape, dataset.classes, scenario.seed)
         network = build_model(model.name, model.options, dataset.shape, dataset.classes, scenario.seed)
-        at = places(network, split.cuts, plan.stages)
+        at = around_linear(network, split.cuts) if plan.encrypted else places(network, split.cuts, plan.stages)
+        if plan.encrypted:
+            require_linear(divide(network, at)[1])
         rows = _rows(scenario, strategy)
         scenario = scenario.model_copy(update={"model": model, "split": split})
         cast = cls(scenario, dataset, tuple(shards), rows, initial, plan=plan, at=at)
         if not cast.sizes[0] and plan.takes_turns | strategy.averages:
             raise BadInput("The head has no parameters to average or hand on; cut after the first layer that has some.")
+        cast.start_guards()  # what has no meaning on this task is refused here, not in a worker
         cast.machine(0, [PeerId(n) for n in cast.names])
         return cast
 
@@ -136,6 +141,12 @@ class SplitCast(Cast):
     def _stage(self, number: int) -> Any:
         return divide(self._network(), self.at)[number]
 
+    def start_guards(self) -> None:
+        """Raises BadInput where a guard has no meaning on this task, as one of labels in two classes on ten."""
+        about = (self.dataset.shape, self.shapes[1], self.dataset.classes, self.scenario.training.batch)
+        for guard in self._split.guards:
+            guard.build(SPLIT_GUARDS).start(About(*about, generator(0, "never drawn from")))
+
     def machine(self, index: int, ids: Sequence[PeerId], late: bool = False) -> Machine:
         scenario, split = self.scenario, self._split
         strategy: SplitStrategy = scenario.strategy.build(SPLITS)
@@ -168,7 +179,14 @@ class SplitCast(Cast):
         return _Heads(scenario, self.dataset, self.shards, self.rows, first, own=tuple(own))
 
     def executor(self, index: int) -> Executor:
-        return with_errands(self.stages(index).run)
+        stages = self.stages(index)
+        if not self._plan.encrypted:
+            return with_errands(stages.run)
+        layer, settings = require_linear(self._stage(1)), self._settings()
+        if index < self._plan.heads:
+            return with_errands(LayerUser(stages, *layer, settings).run)
+        most = max(settings.batch, CHUNK)
+        return with_errands(LayerOwner(stages, *layer, most, lambda: secrets.token_bytes(32)).run)
 
     def stages(self, index: int) -> Stages:
         """What does member `index`'s work."""
@@ -177,11 +195,10 @@ class SplitCast(Cast):
         if index < self._plan.heads:
             mine = self.shards[index]
             examples[index] = Examples(data.train_x[mine], data.train_y[mine], data.test_x, data.test_y)
-        elif self._plan.labels == "held":
+        elif self._plan.labels == "held" and self._may_be_last(index):
             examples = {i: Examples(y=data.train_y[shard]) for i, shard in enumerate(self.shards)}
-        training = scenario.training
         options = StageOptions(
-            settings=Settings(**training.model_dump(exclude={"private"})),
+            settings=self._settings(),
             seed=scenario.seed,
             me=index,
             shapes=self.shapes,
@@ -194,6 +211,10 @@ class SplitCast(Cast):
             private=self._private(index),
         )
         return Stages(self._stage, examples, options)
+
+    def _may_be_last(self, index: int) -> bool:
+        """Whether a member plays the last stage, or may have to."""
+        return self._plan.stages - 1 in self._plan.played(index) or index in self._plan.standbys
 
     def _private(self, index: int) -> int:
         """What a member draws noise from: its own secret among real processes, else the scenario's seed."""
@@ -220,16 +241,30 @@ class SplitCast(Cast):
             if path.exists():
                 found[name] = load_parameters(path)
         whole = []
-        for head, route in enumerate(self._plan.route):
+        for head, route in enumerate(self._routes(checkpoints.parent)):
             if self.names[head] not in names or any(self.names[player] not in found for player in route):
                 continue
-            whole.append(np.concatenate([self._of(found, player, stage) for stage, player in enumerate(route)]))
+            whole.append(np.concatenate([self._of(found, player, stage, route) for stage, player in enumerate(route)]))
         return whole
 
-    def _of(self, found: dict[str, Vector], player: int, stage: int) -> Vector:
+    def _routes(self, folder: Path) -> list[list[int]]:
+        """Who played each stage at last, as the run in `folder` says."""
+        routes = [list(route) for route in self._plan.route]
+        if self._plan.standbys and (events := folder / "events.jsonl").exists():
+            for line in events.read_text(encoding="utf-8").splitlines():
+                event = json.loads(line)
+                if event["kind"] == "replaced":
+                    routes[event["peer"]][event["stage"]] = self.names.index(event["by"])
+        return routes
+
+    def _of(self, found: dict[str, Vector], player: int, stage: int, route: Sequence[int]) -> Vector:
         """The parameters of one stage, in what its player left behind."""
-        start = sum(self.sizes[before] for before in self._plan.played(player) if before < stage)
-        return found[self.names[player]][start : start + self.sizes[stage]]
+        before = {*self._plan.played(player), *(s for s, who in enumerate(route) if who == player)}
+        start = sum(self.sizes[s] for s in before if s < stage)
+        mine = found[self.names[player]][start : start + self.sizes[stage]]
+        if not self._plan.encrypted or stage != 1:
+            return mine
+        return mine + found[self.names[route[0]]][-self.sizes[stage] :]  # the data owner's share is its last
 
     def held(self, ids: Sequence[PeerId], place: Vantage) -> dict[PeerId, np.ndarray]:
         """Where a member at `place` plays the last stage and holds labels: those of every data owner's examples."""
@@ -296,9 +331,15 @@ def _rows(scenario: Scenario, strategy: SplitStrategy) -> dict[int, dict[int, fl
     return heads.weights(topology.graph(scenario.peers, scenario.seed))
 
 
-def _refuse(scenario: Scenario, strategy: SplitStrategy) -> None:
+def _refuse(scenario: Scenario, strategy: SplitStrategy, plan: Plan) -> None:
     """Raises BadInput for what split mode has no meaning for."""
     name = scenario.strategy.name
+    names = {seat.name for seat in plan.seats}
+    for whom in (*scenario.links.slow, *(fault.whom for fault in scenario.faults)):
+        if whom not in names:
+            raise BadInput(f"There is no {whom!r} in this run; known: {', '.join(sorted(names))}.")
+    if scenario.adversary:
+        scenario.adversary.require_among([seat.name for seat in plan.seats])
     if scenario.training.private:
         raise BadInput(f"training.private protects updates, and strategy {name!r} shows activations; use split.guards.")
     if scenario.door.open or scenario.churn:
@@ -309,5 +350,8 @@ def _refuse(scenario: Scenario, strategy: SplitStrategy) -> None:
         raise BadInput(f"guards are for updates, and strategy {name!r} says none; take split.guards.")
     if scenario.aggregator.name != "mean" and not strategy.averages:
         raise BadInput(f"strategy {name!r} averages nothing, so aggregator would do nothing; leave it out.")
+    split = scenario.split or Split()
+    if plan.encrypted and (split.codec.name, split.gradients.name) != ("dense", "dense"):
+        raise BadInput(f"Strategy {name!r} says ciphertexts alone; leave out split.codec and split.gradients.")
     if scenario.model:
         scenario.model.build(MODELS)

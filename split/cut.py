@@ -14,7 +14,7 @@ from torch import nn
 
 from veilmesh.core import BadInput
 
-__all__ = ["Cut", "Cuttable", "divide", "pieces", "places", "shapes"]
+__all__ = ["Cut", "Cuttable", "around_linear", "divide", "pieces", "places", "shapes"]
 
 Cut: TypeAlias = int | str
 """Where to cut: after so many pieces, or after the piece of that name."""
@@ -59,6 +59,20 @@ def places(module: nn.Module, cuts: Sequence[Cut], stages: int) -> tuple[int, ..
             f"split.cuts must rise, and leave every stage a piece, of the {len(names)} there are: {', '.join(names)}."
         )
     return found
+
+
+def around_linear(module: nn.Module, cuts: Sequence[Cut]) -> tuple[int, ...]:
+    """As `places` with three stages, of which the last may be empty; without `cuts`, around the last linear layer.
+
+    Raises BadInput where there is none.
+    """
+    every = pieces(module)
+    if cuts:
+        return places(nn.Sequential(OrderedDict([*every, ("output", nn.Identity())])), cuts, 3)
+    found = [i for i, (_, piece) in enumerate(every) if isinstance(piece, nn.Linear) and i]
+    if not found:
+        raise BadInput("There is no linear layer behind the first piece, to be put on ciphertexts; take another model.")
+    return found[-1], found[-1] + 1
 
 
 def divide(module: nn.Module, at: Sequence[int]) -> list[nn.Sequential]:

@@ -42,11 +42,12 @@ from veilmesh.split.work import (
 from veilmesh.tasks.data.base import Labels, Pictures
 from veilmesh.tasks.work import Settings, batch_indices
 
-__all__ = ["RANGE", "Examples", "StageOptions", "Stages"]
+__all__ = ["CHUNK", "RANGE", "Examples", "StageOptions", "Stages"]
 
 RANGE = 1e6
 """The largest magnitude that a remote peer's activations and gradients may have."""
-_CHUNK = 256  # test pictures in one part of a question
+CHUNK = 256
+"""Test pictures in one part of a question."""
 
 
 @dataclass(frozen=True)
@@ -270,8 +271,8 @@ class Stages:
         if task.blob is None:
             test = self._examples[task.head].test_x
             assert test is not None
-            parts = -(-len(test) // _CHUNK)
-            x = _tensor(test[task.part * _CHUNK : (task.part + 1) * _CHUNK])
+            parts = -(-len(test) // CHUNK)
+            x = _tensor(test[task.part * CHUNK : (task.part + 1) * CHUNK])
         else:
             x = self._read(task.blob, task.rows, task.stage)
         part.module.eval()
@@ -289,7 +290,7 @@ class Stages:
     def _judge(self, task: Judge) -> Judged:
         labels = self._examples[self._options.me].test_y
         assert labels is not None
-        y = _tensor(labels[task.part * _CHUNK : (task.part + 1) * _CHUNK])
+        y = _tensor(labels[task.part * CHUNK : (task.part + 1) * CHUNK])
         logits = self._read(task.blob, task.rows, len(self._options.shapes) - 1)
         if len(logits) != len(y):
             raise RemoteError(Refusal.MISMATCH, "answers to other questions")
@@ -356,7 +357,7 @@ class Stages:
     def _read(self, blob: bytes, rows: int, boundary: int) -> Tensor:
         """The tensor (rows, ...) in remote bytes, at the entrance of stage `boundary`. Raises RemoteError."""
         shape = self._options.shapes[boundary]
-        if not 0 < rows <= max(self._options.settings.batch, _CHUNK):
+        if not 0 < rows <= max(self._options.settings.batch, CHUNK):
             raise RemoteError(Refusal.MISMATCH, f"{rows} examples at once")
         values = table.decode(blob, rows * prod(shape)).values
         if (np.abs(values) > RANGE).any():

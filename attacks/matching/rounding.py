@@ -6,83 +6,58 @@ a part in some hundred of itself and no more, and processors with tiles for bflo
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["RoughCurvature", "has_tiles", "is_convolutional"]
+from veilmesh.attacks.matching.tiles import How, Weight
 
-How: TypeAlias = tuple[list[int], list[int], list[int], bool, list[int], int]
-"""Stride, padding, dilation, whether transposed, padding of the output, groups: as `convolution_backward` has them."""
-
-_backward = torch.ops.aten.convolution_backward
-
-
-def has_tiles() -> bool:
-    """Whether this processor multiplies matrices of bfloat16 in tiles (AMX), which is what makes rounding worth it."""
-    return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
-
-
-def is_convolutional(module: nn.Module) -> bool:
-    """Whether most of a network's parameters are those of convolutions over pictures."""
-    inside = sum(layer.weight.numel() for layer in module.modules() if isinstance(layer, nn.Conv2d))
-    return 2 * inside > sum(p.numel() for p in module.parameters())
+__all__ = ["RoughCurvature"]
 
 
 class _Convolution(torch.autograd.Function):
-    """A convolution; `near` and `rough` are its weight again, in the layout that is fastest and in bfloat16."""
+    """A convolution by `by`, which is `weight` in other forms."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, near: Tensor, rough: Tensor, how: How
-    ) -> Tensor:
-        ctx.save_for_backward(x, near, rough)
-        ctx.how = how
-        return functional.conv2d(x, near, bias, how[0], how[1], how[2], how[5])
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, by: Weight) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.by = by
+        return by.forward(x, bias)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (out,), (x, near, rough), needed = gradients, ctx.saved_tensors, ctx.needs_input_grad
+        (out,), (x,), needed = gradients, ctx.saved_tensors, ctx.needs_input_grad
         if torch.is_grad_enabled():  # the first derivative, which will be differentiated
-            to_x, to_weight = _Slopes.apply(out, x, near, rough, ctx.how)  # type: ignore[no-untyped-call]  # untyped
-            return to_x, to_weight, out.sum((0, 2, 3)) if needed[2] else None, None, None, None
-        return _to_input(out.bfloat16(), x, rough, ctx.how), None, None, None, None, None
+            to_x, to_weight = _Slopes.apply(out, x, ctx.by)  # type: ignore[no-untyped-call]  # torch has no types here
+            return to_x, to_weight, out.sum((0, 2, 3)) if needed[2] else None, None
+        return ctx.by.to_input_rounded(out.bfloat16(), x).float(), None, None, None
 
 
 class _Slopes(torch.autograd.Function):
     """What a convolution's input and weight get of what its output gets."""
 
     @staticmethod
-    def forward(ctx: Any, out: Tensor, x: Tensor, near: Tensor, rough: Tensor, how: How) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, out: Tensor, x: Tensor, by: Weight) -> tuple[Tensor | None, Tensor]:
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(out.bfloat16(), x.bfloat16(), rough)
-        ctx.how = how
-        to_x, to_weight, _ = _backward(out, x, near, None, *how, [ctx.needs_input_grad[1], True, False])
-        return to_x, to_weight
+        ctx.save_for_backward(out.bfloat16(), x.bfloat16())
+        ctx.by = by
+        return by.to_input(out, x) if ctx.needs_input_grad[1] else None, by.to_weight(out, x)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        (to_x, to_weight), (out, x, rough), how = gradients, ctx.saved_tensors, ctx.how
-        moved: Tensor | None = None
-        to_input = None
+        (to_x, to_weight), (out, x), by = gradients, ctx.saved_tensors, ctx.by
+        moved = to_input = None
         if to_weight is not None:
             pull = to_weight.bfloat16().contiguous(memory_format=torch.channels_last)
-            moved = functional.conv2d(x, pull, None, how[0], how[1], how[2], how[5]).float()
-            to_input = _to_input(out, x, pull, how) if ctx.needs_input_grad[1] else None
+            moved = by.rounded(x, pull).float()
+            to_input = by.to_input_rounded(out, x, pull).float() if ctx.needs_input_grad[1] else None
         if to_x is not None:
-            more = functional.conv2d(to_x.bfloat16(), rough, None, how[0], how[1], how[2], how[5])
+            more = by.rounded(to_x.bfloat16())
             moved = more.float() if moved is None else moved.add_(more)
-        return moved, to_input, None, None, None
-
-
-def _to_input(out: Tensor, x: Tensor, weight: Tensor, how: How) -> Tensor:
-    """What the input gets, by a weight in bfloat16; of `x` the shape is what counts."""
-    like = torch.empty_like(x, dtype=torch.bfloat16)
-    to_x: Tensor = _backward(out, like, weight, None, *how, [True, False, False])[0]
-    return to_x.float()
+        return moved, to_input, None
 
 
 class RoughCurvature(TorchFunctionMode):
@@ -95,7 +70,7 @@ class RoughCurvature(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self._known: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+        self._known: dict[tuple[int, str], Weight] = {}
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
@@ -105,17 +80,14 @@ class RoughCurvature(TorchFunctionMode):
         x, weight, bias, *spatial, groups = args
         stride, padding, dilation = ([n, n] if isinstance(n, int) else list(n) for n in spatial)
         with torch._C.DisableTorchFunctionSubclass():
-            near, rough = self._copies(weight)
-            how = (stride, padding, dilation, False, [0, 0], groups)
-            return _Convolution.apply(x, weight, bias, near, rough, how)  # type: ignore[no-untyped-call]  # untyped
+            by = self._forms(weight, (stride, padding, dilation, False, [0, 0], groups))
+            return _Convolution.apply(x, weight, bias, by)  # type: ignore[no-untyped-call]  # torch has no types here
 
-    def _copies(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """`weight` with channels last, and in bfloat16: made once for a parameter, which is held so that its identity
-        stays its own."""
-        if id(weight) not in self._known:
-            near = weight.detach().contiguous(memory_format=torch.channels_last)
-            self._known[id(weight)] = weight, near, near.bfloat16()
-        return self._known[id(weight)][1:]
+    def _forms(self, weight: Tensor, how: How) -> Weight:
+        name = id(weight), str(how)
+        if name not in self._known:
+            self._known[name] = Weight(weight, how)
+        return self._known[name]
 
 
 def _is_plain(args: tuple[Any, ...]) -> bool:

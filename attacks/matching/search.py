@@ -15,8 +15,8 @@ from veilmesh.attacks.matching.objective import Matching
 from veilmesh.attacks.matching.predict import Differenced, Predictor, Rounded, SingleGradient, Surrogate, Unrolled
 from veilmesh.attacks.matching.prior import Prior
 from veilmesh.attacks.matching.recipe import Case, Recipe
-from veilmesh.attacks.matching.rounding import has_tiles, is_convolutional
 from veilmesh.attacks.matching.space import Coarse, Pixels, Space, starting_pictures
+from veilmesh.attacks.matching.tiles import has_tiles, is_convolutional
 from veilmesh.attacks.network import Network
 from veilmesh.core import generator, seed_number
 

@@ -25,7 +25,7 @@ from veilmesh.split import messages
 from veilmesh.split.cut import divide, shapes
 from veilmesh.split.messages import Activations, Gradients
 
-__all__ = ["Smashed", "StageMap", "boundaries", "observe_smashed", "require_split"]
+__all__ = ["Smashed", "StageMap", "boundaries", "labels_elsewhere", "observe_smashed", "require_split"]
 
 Array = NDArray[np.float32]
 
@@ -96,6 +96,12 @@ def require_split(public: Public) -> Mapping[str, Any]:
     return public.split
 
 
+def labels_elsewhere(view: View) -> bool:
+    """Whether the labels of the adversary's own examples are held by somebody whom it does not control."""
+    split = require_split(view.public)
+    return split["labels"] == "held" and not any(route[-1] in view.vantage.controls for route in split["route"])
+
+
 def boundaries(view: View) -> list[int]:
     """The boundaries that a vantage sees in clear, rising."""
     controls = view.vantage.controls
@@ -107,9 +113,10 @@ def boundaries(view: View) -> list[int]:
     return sorted(seen - {0, len(view.public.split["cuts"]) + 1})
 
 
-def observe_smashed(view: View, boundary: int | None = None) -> list[Smashed]:
+def observe_smashed(view: View, boundary: int | None = None, own: bool = False) -> list[Smashed]:
     """Everything that was seen at `boundary` (None: the lowest that is seen, nearest to the data) of data owners that
-    the adversary does not control, in order of data owner, step and micro-batch. Raises BadInput where nothing is."""
+    the adversary does not control, in order of data owner, step and micro-batch; `own`: of its own data owners too,
+    where somebody else holds their labels. Raises BadInput where nothing is."""
     seen = boundaries(view)
     if not seen:
         raise BadInput("Nothing crosses a cut in clear here; take the vantage of a member that plays a stage, as tail.")
@@ -123,7 +130,7 @@ def observe_smashed(view: View, boundary: int | None = None) -> list[Smashed]:
                 found.setdefault((message.head, message.step, message.micro), one)
         elif isinstance(message, Gradients) and message.stage == boundary - 1:
             gradients.setdefault((message.head, message.step, message.micro), message.blob)
-    hidden = view.vantage.controls
+    hidden = view.vantage.controls if not own or not labels_elsewhere(view) else frozenset()
     every = (_with_gradient(one, gradients.get(key)) for key, one in sorted(found.items(), key=lambda item: item[0]))
     return [one for one in every if one.head not in hidden]
 

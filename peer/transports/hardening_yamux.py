@@ -5,6 +5,8 @@ follow, and the library misses each: a frame must be sent whole or the connectio
 a frame takes the better; and what a peer sends without being read must be bounded by us, because it is not by it.
 """
 
+import contextlib
+import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -36,6 +38,7 @@ SWAPPED_BYTES: Final = 64 << 10  # a reader that asks for less wants bytes, and 
 CREDIT_POLL_SECONDS: Final = 0.002
 
 Method: TypeAlias = Callable[..., Awaitable[Any]]
+_log = logging.getLogger("veilmesh.transports.hardening")
 
 
 def whole_frames(stock: Method) -> Method:
@@ -53,7 +56,7 @@ def whole_frames(stock: Method) -> Method:
             raise ConnectionClosedError("the connection is closed", transport="tcp")
         sending = _Sending(trio.Event())
         try:
-            self._nursery.start_soon(_send, self, data, stock, sending)
+            self._nursery.start_soon(_send, self, data, sending)
         except RuntimeError:  # the nursery has ended, the connection is about to say so
             raise ConnectionClosedError("the connection is closed", transport="tcp") from None
         await sending.ended.wait()
@@ -71,13 +74,13 @@ class _Sending:
     failure: Exception | None = None
 
 
-async def _send(connection: Any, data: bytes, stock: Method, sending: _Sending) -> None:
+async def _send(connection: Any, data: bytes, sending: _Sending) -> None:
     import trio
     from libp2p.io.exceptions import ConnectionClosedError
 
     with trio.CancelScope(deadline=trio.current_time() + WRITE_SECONDS, shield=True) as scope:
         try:
-            await stock(connection, data)
+            await _in_turn(connection, data)
         except Exception as error:  # noqa: BLE001  # raised again where the frame came from
             sending.failure = error
     if scope.cancelled_caught:
@@ -85,6 +88,21 @@ async def _send(connection: Any, data: bytes, stock: Method, sending: _Sending) 
         with trio.CancelScope(shield=True):
             await connection.secured_conn.close()
     sending.ended.set()
+
+
+async def _in_turn(connection: Any, data: bytes) -> None:
+    """As the library sends a frame, without three turns of the event loop that it takes for it."""
+    import trio
+
+    lock: trio.Lock = connection._write_lock
+    try:
+        lock.acquire_nowait()
+    except trio.WouldBlock:
+        await lock.acquire()
+    try:
+        await connection.secured_conn.write(data)
+    finally:
+        lock.release()
 
 
 def whole_buffers(stock: Method) -> Method:
@@ -112,17 +130,25 @@ def whole_buffers(stock: Method) -> Method:
 
 
 def batched_updates(stock: Method) -> Method:
-    """The window is opened once a quarter of it has been read. The library sends a frame about it after each read, of
-    any size."""
+    """The window is opened once a quarter of it has been read, while the reader already goes on with what it read. The
+    library sends a frame about it after each read, of any size, and keeps what was read back meanwhile."""
 
     async def update(self: Any, *, bytes_read: int = 0) -> None:
         owed = getattr(self, "_owed_credit", 0) + bytes_read
         due = owed >= max(UPDATE_BYTES, self.target_recv_window // 4)
         self._owed_credit = 0 if due else owed
-        if due:
-            await stock(self, bytes_read=owed)
+        if due and (nursery := self.conn._nursery) is not None:
+            with contextlib.suppress(RuntimeError):  # the nursery has ended: nobody waits for credit any more
+                nursery.start_soon(_open_window, self, stock, owed)
 
     return update
+
+
+async def _open_window(stream: Any, stock: Method, octets: int) -> None:
+    try:
+        await stock(stream, bytes_read=octets)
+    except Exception as error:  # noqa: BLE001  # as with any frame that cannot be sent: whoever reads next is told
+        _log.debug("no window could be opened: %r", error)
 
 
 def patient_writes(stock: Method) -> Method:

@@ -89,7 +89,7 @@ class Libp2p:
 class _Neighbour:
     """What is known of one peer frames are sent to."""
 
-    lock: anyio.Lock = field(default_factory=anyio.Lock)  # frames on a stream must not mix
+    lock: anyio.Lock = field(default_factory=lambda: anyio.Lock(fast_acquire=True))  # frames on a stream must not mix
     stream: "INetStream | None" = None
 
 
@@ -211,7 +211,8 @@ class Libp2pTransport:
         try:
             for piece in in_pieces(frame, PIECE_BYTES):
                 with anyio.move_on_after(WRITE_SECONDS) as patience:
-                    whole = await libp2p_host.attempt(stream.write(piece))
+                    # Past the library's account of the stream's state: one that fails is given up here anyway.
+                    whole = await libp2p_host.attempt(stream.muxed_stream.write(piece))
                 if not whole or patience.cancelled_caught:
                     return False
             neighbour.stream = stream

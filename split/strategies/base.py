@@ -34,6 +34,7 @@ class Plan:
     labels: Literal["own", "sent", "held"]  # where the last stage has labels from
     copies: bool = False  # whether stages above the heads are trained as one copy for each head
     takes_turns: bool = False  # whether the data owners train one after the other, and hand the head on
+    encrypted: bool = False  # whether stage 1 is a linear layer on ciphertexts, trained as the data owner's share of it
 
     @property
     def heads(self) -> int:
@@ -109,6 +110,7 @@ class SplitKit:
 class SplitStrategy(Protocol):
     """A protocol's configuration."""
 
+    owners: ClassVar[int | None]  # how many data owners it has; None: as many as the scenario says
     averages: ClassVar[bool]  # whether heads are averaged, in a swarm of their own
 
     def plan(self, peers: int) -> Plan:

@@ -29,6 +29,7 @@ class Chain:
     standbys: Annotated[int, Field(ge=0, le=16)] = 0
     labels: Literal["own", "sent", "held"] = "sent"
 
+    owners: ClassVar[int | None] = 1
     averages: ClassVar[bool] = False
 
     def plan(self, peers: int) -> Plan:

@@ -31,17 +31,19 @@ class Company:
         if self.player(head, stage) != who:
             raise RemoteError(Refusal.MISMATCH, "said by one whose part it is not")
 
-    def recast(self, head: int, stage: int, player: int) -> None:
-        """From now on member `player` plays `stage` for `head`. Raises RemoteError(MISMATCH): not a standby's part."""
+    def recast(self, head: int, stage: int, player: int) -> bool:
+        """From now on member `player` plays `stage` for `head`; whether that is news. Raises RemoteError(MISMATCH): not
+        a standby's part."""
         current = self.player(head, stage)
         if self._kit.order.index(current) == player:
-            return
+            return False
         if stage == 0 or player not in self._kit.plan.standbys:
             raise RemoteError(Refusal.MISMATCH, "a part that cannot be given away")
         self._players[head][stage] = player
         self.recasts[head, stage] = player
         if player in self._spare:
             self._spare.remove(player)
+        return True
 
     @property
     def standbys(self) -> list[PeerId]:

@@ -39,6 +39,9 @@ __all__ = ["ATTEMPTS", "RETRY", "Driver", "Quality"]
 ATTEMPTS = 4
 """How often something is said without an answer before its data owner gives up; it does after `patience` seconds."""
 RETRY = "split-retry"
+_HURRY = 6
+_WINDOW = 4
+"""Parts of a question on their way at a time: what waits for one neighbour is bounded, and test pictures are many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +70,8 @@ class _Question:
 
     number: int
     then: Callable[[Quality], list[Effect]]
-    parts: int = 0
+    parts: int = 1  # as far as is known before the first has been looked at
+    began: int = 0
     said: dict[int, bytes] = field(default_factory=dict)
     judging: set[int] = field(default_factory=set)
     judged: dict[int, Judged] = field(default_factory=dict)
@@ -93,7 +97,9 @@ class Driver:
         self._round: _Round | None = None
         self._step: _Step | None = None
         self._question: _Question | None = None
+        self._before: dict[int, bytes] = {}  # what went up in the step before, where somebody stands by
         self._quiet = 0  # how often nothing had come when the timer fired
+        self._hurry = 0  # how often it still says things again soon
         self._moved = False
         self.now = 0.0
 
@@ -121,8 +127,8 @@ class Driver:
         def begin() -> list[Effect]:
             self._question = _Question(number, then)
             if parameters is None:
-                return [self._pass(0)]
-            return [self._load(f"question-{number}", parameters, lambda: [self._pass(0)])]
+                return self._pass_more()
+            return [self._load(f"question-{number}", parameters, self._pass_more)]
 
         return self._take(begin)
 
@@ -138,6 +144,7 @@ class Driver:
     def _over(self, effects: list[Effect]) -> list[Effect]:
         """What was under way is done: `effects` follow, and the next that waits."""
         self._jobs.popleft()
+        self._remember()
         self._round, self._step, self._question = None, None, None
         return [CancelTimer(RETRY), *effects, *(self._jobs[0]() if self._jobs else [])]
 
@@ -151,8 +158,17 @@ class Driver:
     # --- steps -------------------------------------------------------------------------------------------------
 
     def _begin_step(self, number: int) -> list[Effect]:
-        self._step = _Step(number)
+        self._next(number)
         return [self._watch(), *self._forward_more()]
+
+    def _next(self, number: int) -> None:
+        self._remember()
+        self._step = _Step(number)
+
+    def _remember(self) -> None:
+        """Whoever takes over from a peer that dies may be one step behind, and is then told of it once more."""
+        if self._step is not None and self._kit.plan.standbys:
+            self._before = self._step.said
 
     def _forward_more(self) -> list[Effect]:
         """Ask for the activations of as many micro-batches as may be in flight."""
@@ -190,10 +206,27 @@ class Driver:
         self._moved = True
         key = self._key(m.step, m.micro)
         task: Task = Backward(key, m.blob)
-        last = len(step.done) + len(step.backing) == self._kit.micro_batches
+        last = len(step.done) + 1 == self._kit.micro_batches  # it lets go of what it holds of this step
         if last and (m.step + 1) % self._kit.steps:  # on the way, the next step: a trip to the worker less
             task = Several((task, Forward(self._key(m.step + 1, 0))))
         return [self._desk.ask(_name("backward", key), task, partial(self._backed, key))]
+
+    def require_said(self, step: int, micro: int) -> None:
+        """Raises RemoteError(MISMATCH) unless this micro-batch is on its way."""
+        if self._step is None or self._step.number != step or micro not in self._step.said:
+            raise RemoteError(Refusal.MISMATCH, "activations of what was never said")
+
+    def require_asked(self, number: int, part: int) -> None:
+        """Raises RemoteError(MISMATCH) unless this part of a question is on its way."""
+        if self._question is None or self._question.number != number or part not in self._question.said:
+            raise RemoteError(Refusal.MISMATCH, "a question that was never asked")
+
+    def diverged(self, stage: int, step: int) -> list[Effect]:
+        """Whoever plays `stage` cannot do `step`."""
+        if self._step is None or self._step.number != step:
+            return []
+        who = self._company.name(self._me, stage)
+        return self.stop(f"Training diverged at step {step}, at {who}; use a lower learning rate.")
 
     def told(self, step: int, micro: int, loss: float) -> None:
         """The loss of a micro-batch, where this data owner has the labels itself."""
@@ -222,8 +255,8 @@ class Driver:
         self._round.losses.append(sum(step.losses[micro] for micro in sorted(step.losses)))
         if not (step.number + 1) % self._kit.steps:
             return self._ended(self._round)
-        self._step = _Step(step.number + 1)
-        if not ahead:
+        self._next(step.number + 1)
+        if not ahead or self._step is None:
             return [self._watch(), *self._forward_more()]
         self._step.began = 1
         said = self._forwarded(self._key(step.number + 1, 0), ahead[0])
@@ -241,10 +274,17 @@ class Driver:
 
     # --- questions ---------------------------------------------------------------------------------------------
 
-    def _pass(self, part: int) -> Effect:
-        assert self._question is not None
-        name = f"pass-{self._question.number}-{part}"
-        return self._desk.ask(name, Pass(self._me, 0, part), self._passed(part))
+    def _pass_more(self) -> list[Effect]:
+        """Ask for the activations of as many parts as may be on their way."""
+        question = self._question
+        assert question is not None
+        effects: list[Effect] = []
+        while question.began < question.parts and question.began - len(question.judged) < _WINDOW:
+            part = question.began
+            question.began += 1
+            name = f"pass-{question.number}-{part}"
+            effects.append(self._desk.ask(name, Pass(self._me, 0, part), self._passed(part)))
+        return effects
 
     def _passed(self, part: int) -> Callable[[object], list[Effect]]:
         def passed(result: object) -> list[Effect]:
@@ -252,10 +292,9 @@ class Driver:
             question = self._question
             assert question is not None
             question.parts = result.parts
-            further = [self._pass(part + 1)] if part + 1 < result.parts else []
             up = Ask(self._me, 1, question.number, part, result.rows, result.blob)
             question.said[part] = messages.encode(up)
-            return [self._watch(), Send(self._company.player(self._me, 1), question.said[part]), *further]
+            return [self._watch(), Send(self._company.player(self._me, 1), question.said[part]), *self._pass_more()]
 
         return passed
 
@@ -268,8 +307,7 @@ class Driver:
         question = self._question
         if question is None or number != question.number or part in question.judged or part in question.judging:
             return []
-        if part >= question.parts:
-            raise RemoteError(Refusal.MISMATCH, "an answer to what was never asked")
+        self.require_asked(number, part)
         question.judging.add(part)
         self._moved = True
         task = Judge(part, answers.rows, answers.blob)
@@ -284,7 +322,7 @@ class Driver:
         assert isinstance(result, Judged)
         question.judged[part] = result
         if len(question.judged) < question.parts:
-            return []
+            return self._pass_more()
         every = [question.judged[i] for i in range(question.parts)]
         count = sum(j.count for j in every)
         quality = Quality(sum(j.right for j in every) / count, sum(j.loss for j in every) / count)
@@ -298,21 +336,32 @@ class Driver:
 
     def retry(self, soon: bool = False) -> list[Effect]:
         """Say again what nobody has answered yet. Without any answer for too long, stop. `soon`: because somebody was
-        replaced, whom the news may reach after what is said here."""
-        self._quiet = 0 if self._moved or soon else self._quiet + 1
+        replaced, whom the news may reach after what is said here; then it is said again a few times more, and soon."""
+        waiting = self._unanswered()
+        self._hurry = _HURRY if soon else max(0, self._hurry - 1)
+        self._quiet = 0 if self._moved or self._hurry or not waiting else self._quiet + 1
         self._moved = False
         if self._quiet >= ATTEMPTS:
-            return self.stop(f"no answer for {self._kit.patience:g} s")
-        wait = min(1.0, self._kit.patience / ATTEMPTS) if soon else self._kit.patience / ATTEMPTS
-        open_: list[bytes] = []
+            gone = [self._company.name(self._me, stage) for stage in self._company.missing(self._me)]
+            why = f": {', '.join(gone)} gone, and nobody stands by" if gone else ""
+            return self.stop(f"no answer for {self._kit.patience:g} s{why}")
+        wait = self._kit.patience / ATTEMPTS
+        wait = min(1.0, wait / 2) if self._hurry else wait
+        if waiting and (self._me, 1) in self._company.recasts:  # who took over has to learn from all of it
+            whole = self._step.said.values() if self._step is not None else waiting
+            waiting = [*self._before.values(), *whole]
+        again = [Send(self._company.player(self._me, 1), body) for body in waiting]
+        return [*again, SetTimer(RETRY, self.now + wait)] if self._jobs else []
+
+    def _unanswered(self) -> list[bytes]:
+        """What is on its way, and nothing has come back for."""
         if self._step is not None:
             held = self._step.done | self._step.backing
-            open_ = [body for micro, body in sorted(self._step.said.items()) if micro not in held]
-        elif self._question is not None:
+            return [body for micro, body in sorted(self._step.said.items()) if micro not in held]
+        if self._question is not None:
             held = set(self._question.judged) | self._question.judging
-            open_ = [body for part, body in sorted(self._question.said.items()) if part not in held]
-        again = [Send(self._company.player(self._me, 1), body) for body in open_]
-        return [*again, SetTimer(RETRY, self.now + wait)] if self._jobs else []
+            return [body for part, body in sorted(self._question.said.items()) if part not in held]
+        return []
 
     def stop(self, reason: str) -> list[Effect]:
         """End early; whoever holds this half says goodbye."""

@@ -1,5 +1,7 @@
 """What data owners do with their drivers: rounds one after the other, in turns, or as members of a swarm of heads."""
 
+import numpy as np
+
 from veilmesh.core import LocalError, Refusal, RemoteError, generator
 from veilmesh.crypto.codecs import table
 from veilmesh.crypto.codecs.base import Vector
@@ -28,6 +30,9 @@ from veilmesh.split.strategies.base import HeadEvaluate, HeadTrain, SplitKit
 from veilmesh.split.strategies.driver import Driver, Quality
 
 __all__ = ["Alone", "HeadTrained", "Swarming", "Turns"]
+
+_RANGE = 1e6
+"""The largest magnitude that another owner's parameters may have."""
 
 
 class Alone:
@@ -66,7 +71,8 @@ class Turns:
     """Data owners train in turn, a round each; each hands the head on to the next (Gupta and Raskar 2018, section 3.2).
 
     A round of the run is one turn of everybody. Who has handed the head on says so again until the next one has it;
-    one that is gone is left out, and its predecessor's head goes to the one after it.
+    one that is gone is left out, and its predecessor's head goes to the one after it, who has no use for it if the one
+    that is gone had handed its own on.
     """
 
     def __init__(self, kit: SplitKit, driver: Driver) -> None:
@@ -75,7 +81,8 @@ class Turns:
         self.accuracy: float | None = None
         self.rounds = 0
         self._turn = -1  # the last turn that was mine, or that I know of
-        self._handed: Handover | None = None
+        self._handed: Handover | None = None  # until the next one says that it has it
+        self._last: Handover | None = None  # the last that somebody took: he may be gone before he hands on his own
         self._present: frozenset[PeerId] = frozenset()
 
     def begin(self, now: float) -> list[Effect]:
@@ -86,6 +93,9 @@ class Turns:
         match event:
             case PeersChanged(present):
                 self._present = present | {self._kit.me}
+                last, heads = self._last, self._kit.plan.heads
+                if self._handed is None and last and self._kit.order[last.round % heads] not in self._present:
+                    self._handed, self._last = last, None
                 return self._pass_on(now) if self._handed else []
             case TimerFired("split-handover"):
                 return self._pass_on(now)
@@ -97,18 +107,32 @@ class Turns:
 
     def _received(self, sender: PeerId, m: messages.Message, now: float) -> list[Effect]:
         match m:
-            case Handover(round=turn, blob=blob):
-                if turn <= self._turn:
-                    return [Send(sender, messages.encode(Taken(m.head, turn)))]
-                parameters = table.decode_lossless(blob, self._kit.size)
-                taken = Send(sender, messages.encode(Taken(m.head, turn)))
-                return [taken, *self._take(turn, parameters)]
+            case Handover():
+                return self._handed_over(sender, m)
             case Taken(round=turn):
-                if self._handed is None or turn != self._handed.round:
+                if self._handed is None or (turn, sender) != (self._handed.round, self._next_owner):
                     return []
-                self._handed = None
+                self._last, self._handed = self._handed, None
                 return [CancelTimer("split-handover"), *self._after(now)]
         raise RemoteError(Refusal.MISMATCH, "a message of another protocol")
+
+    def _handed_over(self, sender: PeerId, m: Handover) -> list[Effect]:
+        """Somebody's head for my next turn. Raises RemoteError."""
+        place, heads = self._kit.place, self._kit.plan.heads
+        if m.round % heads != place or m.round >= self._kit.rounds * heads or self._kit.order.index(sender) != m.head:
+            raise RemoteError(Refusal.MISMATCH, "a turn that is not mine")
+        taken = Send(sender, messages.encode(Taken(place, m.round)))
+        if m.round <= self._turn:
+            return [taken]
+        parameters = table.decode_lossless(m.blob, self._kit.size)
+        if (np.abs(parameters) > _RANGE).any():
+            raise RemoteError(Refusal.MISMATCH, f"parameters beyond {_RANGE:g}")
+        self._last = None  # whoever had it has handed it on
+        return [taken, *self._take(m.round, parameters)]
+
+    @property
+    def _next_owner(self) -> PeerId | None:
+        return self._kit.order[self._handed.round % self._kit.plan.heads] if self._handed else None
 
     def _take(self, turn: int, parameters: Vector | None) -> list[Effect]:
         """My turn."""
@@ -144,12 +168,12 @@ class Turns:
             turn += 1
         if turn >= self._kit.rounds * heads:
             self._handed = None
-            return self._after(now)
+            return [CancelTimer("split-handover"), *self._after(now)]
         self._handed = Handover(self._kit.place, turn, self._handed.blob)
         if turn % heads == self._kit.place:  # nobody else is left
             parameters = table.decode_lossless(self._handed.blob, self._kit.size)
             self._handed = None
-            return self._take(turn, parameters)
+            return [CancelTimer("split-handover"), *self._take(turn, parameters)]
         to = self._kit.order[turn % heads]
         again = SetTimer("split-handover", now + self._kit.patience / 4)
         return [Send(to, messages.encode(self._handed)), again]

@@ -1,10 +1,11 @@
 """The machine of split mode: a data owner's half, stations, and what runs rounds; every protocol is put together here.
 
 States of a data owner: what its conductor says, then CLOSING (waits for its last parameters) -> stopped. Members
-without data serve until every data owner is done, or gone for longer than the patience.
+without data serve until every data owner is done, or gone for longer than the patience. Where somebody who plays a
+stage is gone, its data owner names a standby, and says so to everybody again whenever nothing comes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import numpy as np
@@ -15,6 +16,7 @@ from veilmesh.peer.machine import (
     Effect,
     Event,
     Note,
+    PeerId,
     PeersChanged,
     Received,
     Send,
@@ -27,13 +29,25 @@ from veilmesh.peer.machine import (
 )
 from veilmesh.peer.outcome import Outcome
 from veilmesh.split import messages
-from veilmesh.split.messages import Activations, Answer, Ask, Done, Gradients, Handover, Message, Replica, Rewire, Taken
+from veilmesh.split.messages import (
+    Activations,
+    Answer,
+    Ask,
+    Diverged,
+    Done,
+    Gradients,
+    Handover,
+    Message,
+    Replica,
+    Rewire,
+    Taken,
+)
 from veilmesh.split.strategies.base import SplitKit
 from veilmesh.split.strategies.company import Company, Desk
 from veilmesh.split.strategies.driver import RETRY, Driver
 from veilmesh.split.strategies.gates import Free, Gate
 from veilmesh.split.strategies.station import Station
-from veilmesh.split.work import Fetch, Refused, Restore, StageState
+from veilmesh.split.work import Fetch, StageState
 
 __all__ = ["Conductor", "SplitMachine"]
 
@@ -80,8 +94,8 @@ class SplitMachine:
                 if route[stage] == kit.place:
                     self._play(head, stage)
         self._gates = {stage: gate(kit, stage) for stage in range(1, kit.plan.stages)}
-        self._replicas: dict[tuple[int, int], int] = {}  # at a standby: after which step
-        self._over: set[int] = set()  # data owners that are done
+        self._replicas: dict[tuple[int, int], dict[int, StageState]] = {}  # at a standby: the last two, by step
+        self._over: dict[int, int] = {}  # data owners that are done: after how many rounds
         self._rounds = 0
         self._closing: str | None = None
         self._last: list[Vector] = []
@@ -92,20 +106,22 @@ class SplitMachine:
         return self._ended(self._handle(event, now))
 
     def _handle(self, event: Event, now: float) -> list[Effect]:
-        if self._closing is not None and not (isinstance(event, WorkDone) and event.name.startswith("last-")):
+        if self._closing is not None and not _is_last(event):
             return []
         match event:
             case Started(present):
                 self._company.present = present
                 return self._conductor.begin(now) if self._conductor else []
+            case WorkFailed(name, reason) if _is_last(event):
+                return [Note("failed", {"work": name, "reason": reason}), self._stop()]
             case WorkFailed(name, reason) if self._conductor is None or not name.startswith("swarm/"):
                 return [Note("failed", {"work": name, "reason": reason}), Stop(reason)]
             case PeersChanged(present):
                 return self._changed(present, now)
             case TimerFired(name) if name == RETRY and self._driver:
-                return self._driver.retry()
+                return [*self._who_plays(), *self._driver.retry()]
             case TimerFired(name) if name == _ABANDONED:
-                return [Stop("its data owner is gone")] if self._abandoned() else []
+                return [Stop(self._served() or "its data owner is gone")] if self._abandoned() else []
         heard = self._conductor.heard(event, now) if self._conductor else None
         if heard is not None:
             return heard
@@ -114,6 +130,8 @@ class SplitMachine:
                 return [] if name.startswith("average-") else self._desk.done(name, result)
             case Received(sender, body):
                 return self._received(sender, messages.decode(body), now)
+            case TimerFired():
+                return []  # one that was cancelled as it fired
         raise LocalError(f"nothing is to be done about a {type(event).__name__}")
 
     def _ended(self, effects: list[Effect]) -> list[Effect]:
@@ -130,36 +148,38 @@ class SplitMachine:
 
     # --- what others say ---------------------------------------------------------------------------------------
 
-    def _received(self, sender: str, m: Message, now: float) -> list[Effect]:
+    def _received(self, sender: PeerId, m: Message, now: float) -> list[Effect]:
         match m:
             case Activations(head=head, stage=stage):
-                self._from(sender, head, stage - 1)
+                self._company.require(sender, head, stage - 1)
                 return self._admitted(self._station(head, stage), m)
             case Gradients(head=head, stage=stage):
-                self._from(sender, head, stage + 1)
+                self._company.require(sender, head, stage + 1)
                 if stage == 0:
                     return self._own(head).gradients(m)
                 return self._station(head, stage).gradients(m)
             case Ask(head=head, stage=stage):
-                self._from(sender, head, stage - 1)
-                return self._station(head, stage).ask(m)
+                self._company.require(sender, head, stage - 1)
+                station = self._station(head, stage)
+                if head == self._kit.place:  # back where it came from
+                    self._own(head).require_asked(m.number, m.part)
+                return station.ask(m)
             case Answer(head=head, stage=stage):
-                self._from(sender, head, stage + 1)
+                self._company.require(sender, head, stage + 1)
                 return self._own(head).answer(m) if stage == 0 else self._station(head, stage).answer(m)
             case Replica():
                 return self._replicated(sender, m)
             case Rewire():
                 return self._rewired(sender, m)
-            case Done(head=head):
-                self._from(sender, head, 0)
-                self._over.add(head)
+            case Diverged(head=head, stage=stage, step=step):
+                self._company.require(sender, head, stage)
+                return self._own(head).diverged(stage, step)
+            case Done(head=head, rounds=rounds):
+                self._company.require(sender, head, 0)
+                self._over[head] = rounds
                 return self._without(now)
             case Handover() | Taken():
                 raise RemoteError(Refusal.MISMATCH, "a message of another protocol")
-
-    def _from(self, sender: str, head: int, stage: int) -> None:
-        if self._company.player(head, stage) != sender:
-            raise RemoteError(Refusal.MISMATCH, "said by one whose part it is not")
 
     def _station(self, head: int, stage: int) -> Station:
         if (head, stage) not in self._stations:
@@ -173,14 +193,17 @@ class SplitMachine:
 
     # --- stations ----------------------------------------------------------------------------------------------
 
-    def _play(self, head: int, stage: int, after: int = -1) -> None:
+    def _play(self, head: int, stage: int, copies: Mapping[int, StageState] | None = None) -> None:
         mine = head == self._kit.place and self._driver is not None
         told = self._driver.told if mine and self._driver else None
         answered = self._driver.answered if mine and self._driver else None
-        station = Station(self._kit, self._company, self._desk, head, stage, told, answered, after, self._stepped)
+        station = Station(self._kit, self._company, self._desk, head, stage, told, answered, copies, self._stepped)
         self._stations[head, stage] = station
 
     def _admitted(self, station: Station, m: Activations) -> list[Effect]:
+        station.check(m)
+        if m.head == self._kit.place and not station.knows(m):  # back where they came from
+            self._own(m.head).require_said(m.step, m.micro)
         if not station.knows(m) and not self._gates[m.stage].admits(m):
             return []
         return station.activations(m)
@@ -195,8 +218,8 @@ class SplitMachine:
 
     # --- who comes and goes ------------------------------------------------------------------------------------
 
-    def _changed(self, present: frozenset[str], now: float) -> list[Effect]:
-        self._company.present = frozenset(present)  # type: ignore[arg-type]  # PeerId is a NewType of str
+    def _changed(self, present: frozenset[PeerId], now: float) -> list[Effect]:
+        self._company.present = present
         effects = self._without(now)
         if self._driver:
             effects += self._replaced()
@@ -210,11 +233,11 @@ class SplitMachine:
         effects: list[Effect] = []
         for stage, gate in self._gates.items():
             if any(played == stage for _, played in self._stations):
-                effects += self._released(*gate.gone(frozenset(self._over | away)))
+                effects += self._released(*gate.gone(frozenset(away.union(self._over))))
         if self._driver:
             return effects
         if len(self._over) == self._kit.plan.heads:
-            return [*effects, Stop("finished")]
+            return [*effects, Stop(self._served() or "its data owner is gone")]
         return [*effects, SetTimer(_ABANDONED, now + self._kit.patience)] if self._abandoned() else effects
 
     def _away(self) -> set[int]:
@@ -222,48 +245,60 @@ class SplitMachine:
         return {head for head in range(self._kit.plan.heads) if order[head] not in (*present, self._kit.me)}
 
     def _abandoned(self) -> bool:
-        return self._driver is None and len(self._over | self._away()) == self._kit.plan.heads
+        return self._driver is None and len(self._away().union(self._over)) == self._kit.plan.heads
+
+    def _served(self) -> str | None:
+        """How it ends for one that serves, as far as data owners have said that they are done."""
+        if not self._over:
+            return None
+        rounds = max(self._over.values())
+        return "finished" if rounds >= self._kit.rounds else f"its data owner stopped after {rounds} rounds"
 
     def _replaced(self) -> list[Effect]:
         """Who plays a stage for this data owner and is gone is replaced, if there is anybody."""
         effects: list[Effect] = []
-        for stage in self._company.missing(self._kit.place):
-            standby = self._company.standby
-            if standby is None:
+        head = self._kit.place
+        for stage in self._company.missing(head):
+            if not self._company.standbys:
                 continue
-            player = self._kit.order.index(standby)
-            gone = self._company.player(self._kit.place, stage)
-            self._company.recast(self._kit.place, stage, player)
-            body = messages.encode(Rewire(self._kit.place, stage, player))
-            others = [peer for peer in self._kit.order[self._kit.plan.heads :] if peer in self._company.present]
-            effects.append(Note("replaced", {"stage": stage, "gone": str(gone), "by": str(standby)}))
-            effects += [Send(peer, body) for peer in sorted(others, key=lambda peer: peer != standby)]
-        return [*effects, *self._driver.retry(soon=True)] if effects and self._driver else effects
+            standby, gone = self._company.standbys[0], self._company.name(head, stage)
+            self._company.recast(head, stage, self._kit.order.index(standby))
+            effects.append(Note("replaced", {"stage": stage, "gone": gone, "by": self._company.name(head, stage)}))
+        if not effects or not self._driver:
+            return effects
+        return [*effects, *self._who_plays(), *self._driver.retry(soon=True)]
 
-    def _rewired(self, sender: str, m: Rewire) -> list[Effect]:
-        self._from(sender, m.head, 0)
-        self._company.recast(m.head, m.stage, m.player)
-        if m.player == self._kit.place and (m.head, m.stage) not in self._stations:
-            self._play(m.head, m.stage, self._replicas.get((m.head, m.stage), -1))
-        return []
+    def _who_plays(self) -> list[Effect]:
+        """Who plays what in whose place; first of all to those who do not know it themselves."""
+        others = [peer for peer in self._kit.order[self._kit.plan.heads :] if peer in self._company.present]
+        effects: list[Effect] = []
+        for (head, stage), player in sorted(self._company.recasts.items()):
+            body = messages.encode(Rewire(head, stage, player))
+            new = self._kit.order[player]
+            effects += [Send(peer, body) for peer in sorted(others, key=lambda peer: (peer != new, peer))]
+        return effects
 
-    def _replicated(self, sender: str, m: Replica) -> list[Effect]:
-        self._from(sender, m.head, m.stage)
-        if self._kit.place not in self._kit.plan.standbys or (m.head, m.stage) in self._stations:
+    def _rewired(self, sender: PeerId, m: Rewire) -> list[Effect]:
+        self._company.require(sender, m.head, 0)
+        if not self._company.recast(m.head, m.stage, m.player):
+            return []
+        if m.player == self._kit.place:
+            self._play(m.head, m.stage, self._replicas.pop((m.head, m.stage), {}))
+        below = self._stations.get((m.head, m.stage - 1))
+        return below.again() if below else []
+
+    def _replicated(self, sender: PeerId, m: Replica) -> list[Effect]:
+        self._company.require(sender, m.head, m.stage)
+        if self._kit.place not in self._kit.plan.standbys or m.stage == 0 or (m.head, m.stage) in self._stations:
             raise RemoteError(Refusal.MISMATCH, "a copy for somebody who does not stand by")
-        if m.step <= self._replicas.get((m.head, m.stage), -1):
+        held = self._replicas.setdefault((m.head, m.stage), {})
+        if m.step <= max(held, default=-1):
             return []
-
-        def restored(result: object) -> list[Effect]:
-            if isinstance(result, Refused):
-                return [Note("refused", {"stage": m.stage, "why": result.detail})]
-            return []
-
-        self._replicas[m.head, m.stage] = m.step
-        task = Restore(m.head, m.stage, StageState(m.blob, m.start, m.state))
-        effects: list[Effect] = [self._desk.ask(f"restore-{m.head}-{m.stage}-{m.step}", task, restored)]
+        held[m.step] = StageState(m.blob, m.start, m.state)
+        for old in sorted(held)[:-2]:
+            del held[old]
         round_, step = divmod(m.step + 1, self._kit.steps)
-        return [*effects, Note("round", {"round": round_ - 1})] if not step else effects
+        return [] if step else [Note("round", {"round": round_ - 1})]
 
     # --- the end -----------------------------------------------------------------------------------------------
 
@@ -272,9 +307,11 @@ class SplitMachine:
         self._closing = reason
         effects: list[Effect] = []
         if self._driver:
-            body = messages.encode(Done(self._kit.place, self._kit.rounds))
+            rounds = self._conductor.rounds if self._conductor else 0
+            body = messages.encode(Done(self._kit.place, rounds))
             served = sorted({p for p in self._kit.order[self._kit.plan.heads :] if p in self._company.present})
             effects += [Send(peer, body) for peer in served]
+        effects += [effect for station in self._stations.values() for effect in station.settle()]
         stages = {stage for _, stage in self._stations} | ({0} if self._driver else set())
         return [*effects, *self._fetch(tuple(sorted(stages)))]
 
@@ -295,3 +332,8 @@ class SplitMachine:
         assert self._closing is not None
         rounds = self._conductor.rounds if self._conductor else self._rounds
         return Stop(Outcome(parameters, rounds, accuracy, self._closing))
+
+
+def _is_last(event: Event) -> bool:
+    """Whether it is about what a member leaves behind."""
+    return isinstance(event, WorkDone | WorkFailed) and event.name.startswith("last-")

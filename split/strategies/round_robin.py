@@ -19,6 +19,7 @@ class RoundRobin:
 
     labels: Literal["sent", "held"] = "sent"
 
+    owners: ClassVar[int | None] = None
     averages: ClassVar[bool] = False
 
     def plan(self, peers: int) -> Plan:

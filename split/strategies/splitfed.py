@@ -29,6 +29,7 @@ class SplitFed:
     labels: Literal["sent", "held"] = "sent"
     heads: Annotated[str | dict[str, Any], Field(description="a strategy of swarm mode without a server")] = "gossip"
 
+    owners: ClassVar[int | None] = None
     averages: ClassVar[bool] = True
 
     def plan(self, peers: int) -> Plan:

@@ -15,7 +15,19 @@ from veilmesh.split import messages
 from veilmesh.split.messages import Activations, Answer, Ask, Diverged, Gradients, Replica
 from veilmesh.split.strategies.base import SplitKit
 from veilmesh.split.strategies.company import Company, Desk
-from veilmesh.split.work import Asked, Backward, Finish, Forward, Key, Pass, Refused, Restore, Returned, Said, StageState
+from veilmesh.split.work import (
+    Asked,
+    Backward,
+    Finish,
+    Forward,
+    Key,
+    Pass,
+    Refused,
+    Restore,
+    Returned,
+    Said,
+    StageState,
+)
 
 __all__ = ["Station"]
 
@@ -63,6 +75,8 @@ class Station:
         self._before: dict[int, bytes] = {}  # what went down in the step before
         self._busy: set[tuple[str, int]] = set()
         self._asking: set[tuple[int, int]] = set()
+        self._last_ask = (-1, -1)
+        self._vain = 0  # how much was asked before it had begun
         self._idle = True  # nothing of a step is missing
 
     def check(self, m: Activations) -> None:
@@ -116,41 +130,46 @@ class Station:
     # --- taking over -------------------------------------------------------------------------------------------
 
     def _waits(self, m: Activations, copies: Mapping[int, StageState]) -> bool:
-        """Whether one that takes over waits: for the step before this one, which it has no copy of; but not for ever."""
-        latest = max(copies, default=-1)
-        if m.step <= latest + 1:
-            return m.step > 0 and m.step - 1 not in copies
+        """Whether one that takes over waits for the step before this one, which it has no copy of: not for ever."""
+        if m.step == 0 or m.step - 1 in copies:
+            return False
         times = 1 + (self._early[m.micro][1] if m.micro in self._early else 0)
         self._early[m.micro] = m, times
         return times < _IN_VAIN
 
     def _take_over(self, step: int, copies: Mapping[int, StageState]) -> list[Effect]:
-        """Begin with the copy of the step before `step`; without one, with the last that there is."""
+        """Begin with the copy of the step before `step`; without one, with the nearest that there is."""
         early, self._copies = self._early, None
-        base = min(step - 1, max(copies, default=-1))
-        self._step = base
+        base = max((known for known in copies if known < step), default=min(copies, default=-1) if step else -1)
+        self._step = min(base, step - 1)
         effects = self._turn(step)
         self._early = {micro: (m, n) for micro, (m, n) in early.items() if m.step == step + 1}
-        if base < 0:
-            return effects
+        return effects if base < 0 else [*effects, *self._restore(base, copies)]
 
+    def _restore(self, base: int, copies: Mapping[int, StageState]) -> list[Effect]:
         def restored(result: object) -> list[Effect]:
             return [_refused(self.stage, result.detail)] if isinstance(result, Refused) else []
 
+        self._step = max(self._step, base)
         name = f"restore-{self.head}-{self.stage}-{base}"
-        return [*effects, self._desk.ask(name, Restore(self.head, self.stage, copies[base]), restored)]
+        return [self._desk.ask(name, Restore(self.head, self.stage, copies[base]), restored)]
+
+    def settle(self) -> list[Effect]:
+        """Begin with the last copy that there is, if nothing has begun: no step will be asked for."""
+        copies, self._copies = self._copies, None
+        return self._restore(max(copies), copies) if copies else []
 
     def again(self) -> list[Effect]:
         """Say what went up of this step and of the one before once more: there is somebody else above."""
-        before = [self._up(body) for _, body in sorted(self._said_before.items())]
-        return [*before, *(self._up(body) for micro, body in sorted(self._said.items()) if micro not in self._returned)]
+        return [self._up(body) for said in (self._said_before, self._said) for _, body in sorted(said.items())]
 
     def _repeat(self, micro: int) -> list[Effect]:
-        """Say what went up once more; where somebody took over, with the step before, which may be missing there."""
-        bodies = [self._said[micro]]
-        if (self.head, self.stage + 1) in self._company.recasts and micro in self._said_before:
-            bodies = [self._said_before[micro], *bodies]
-        return [self._up(body) for body in bodies]
+        """Say what went up once more; where somebody took over, all of it: also of micro-batches that were answered, for
+        without them no step is whole, and of the step before, which may be missing there."""
+        first = min(m for m in self._said if m not in self._returned)
+        if (self.head, self.stage + 1) in self._company.recasts and micro == first:
+            return self.again()
+        return [self._up(self._said[micro])]
 
     # --- up, from the worker -----------------------------------------------------------------------------------
 
@@ -238,9 +257,18 @@ class Station:
         name = f"ask-{m.head}-{self.stage}-{m.number}-{m.part}"
         if (m.number, m.part) in self._asking or len(self._asking) >= _ASKED:
             return []
+        effects: list[Effect] = []
+        if self._copies is not None:
+            self._vain += 1
+            if self._vain < 2 * _IN_VAIN:
+                return []  # it is asked again, and before that told of the last step
+            effects = self.settle()
+        if (self.head, self.stage + 1) in self._company.recasts:
+            effects += self.again() if (m.number, m.part) == self._last_ask else []
+            self._last_ask = m.number, m.part
         self._asking.add((m.number, m.part))
         task = Pass(m.head, self.stage, m.part, m.rows, m.blob, answers=self._last)
-        return [self._desk.ask(name, task, partial(self._passed, m))]
+        return [*effects, self._desk.ask(name, task, partial(self._passed, m))]
 
     def _passed(self, m: Ask, result: object) -> list[Effect]:
         self._asking.discard((m.number, m.part))

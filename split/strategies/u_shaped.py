@@ -18,6 +18,7 @@ class UShaped:
     """The data owner has the first stage and the last, another peer the body between: no labels and no outputs leave
     (Vepakomma et al., arXiv 1812.00564, section 2, "without label sharing")."""
 
+    owners: ClassVar[int | None] = 1
     averages: ClassVar[bool] = False
 
     def plan(self, peers: int) -> Plan:

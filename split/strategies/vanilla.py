@@ -23,6 +23,7 @@ class Vanilla:
 
     labels: Literal["sent", "held"] = "sent"
 
+    owners: ClassVar[int | None] = 1
     averages: ClassVar[bool] = False
 
     def plan(self, peers: int) -> Plan:
@@ -38,6 +39,6 @@ def one_owner(name: str, peers: int) -> None:
     """Raises BadInput unless there is just one data owner."""
     if peers != 1:
         raise BadInput(
-            f"strategy {name!r} has one data owner, and whoever plays other stages comes on top of it; set peers = 1, or "
-            "take splitfed or round-robin for several."
+            f"strategy {name!r} has one data owner, and whoever plays other stages comes on top of it; set peers = 1, "
+            "or take splitfed or round-robin for several."
         )

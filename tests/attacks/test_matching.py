@@ -14,8 +14,9 @@ from veilmesh.attacks.matching.descent import Adam, Evaluation, Lbfgs, Variable
 from veilmesh.attacks.matching.distance import Absolute, Cosine, Squared
 from veilmesh.attacks.matching.predict import Differenced, Rounded, SingleGradient, Surrogate, Unrolled
 from veilmesh.attacks.matching.prior import Consensus, FeatureAnchor, Smooth, SmoothSquared
-from veilmesh.attacks.matching.rounding import RoughCurvature, is_convolutional
+from veilmesh.attacks.matching.rounding import RoughCurvature
 from veilmesh.attacks.matching.space import Coarse, starting_pictures
+from veilmesh.attacks.matching.tiles import Weight, is_convolutional
 from veilmesh.attacks.network import Network
 from veilmesh.core import BadInput
 from veilmesh.sim.score import psnr
@@ -102,6 +103,20 @@ def test_rounding_meets_convolutions_of_every_kind():
         torch.testing.assert_close(here, there)
     assert torch.cosine_similarity(second.flatten(), rounded.flatten(), dim=0) > 0.999
     assert not torch.equal(second, rounded)
+
+
+@pytest.mark.parametrize("padding", [0, 1, 2])
+def test_products_in_tiles_are_those_of_float32(padding):
+    """Where there are no tiles, or this torch cannot use them, both sides are float32's."""
+    stream = torch.Generator().manual_seed(0)
+    x, out = (torch.randn(2, 128, side, side, generator=stream) for side in (20, 18 + 2 * padding))
+    weight, bias = torch.randn(128, 128, 3, 3, generator=stream), torch.randn(128, generator=stream)
+    by = Weight(weight, ([1, 1], [padding, padding], [1, 1], False, [0, 0], 1))
+    whole = functional.conv2d(x.double(), weight.double(), bias.double(), padding=padding)
+    to_input = functional.conv_transpose2d(out.double(), weight.double(), padding=padding)
+    for found, wanted in ((by.forward(x, bias), whole), (by.to_input(out, x), to_input)):
+        assert found.dtype == torch.float32
+        assert (found - wanted).norm() < 2e-5 * wanted.norm()
 
 
 @pytest.mark.parametrize(("model", "mostly"), [("convnet", True), ("ig-convnet", True), ("mlp", False)])
