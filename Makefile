@@ -6,7 +6,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install system demo test test-all check lint types layers format reference bench-attacks bench-codecs bench-crypto bench-defences bench-mesh fuzz clean FORCE
+.PHONY: help install system demo test test-all check lint types layers format reference bench-attacks bench-codecs bench-crypto bench-defences bench-encrypted bench-mesh bench-split fuzz clean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -64,9 +64,15 @@ bench-codecs: install ## bytes, error and speed of every codec on a real update;
 bench-crypto: install ## masks against the bare keystream, homomorphic sums against TenSEAL by the book
 	@$(BIN)/pytest bench/bench_crypto.py -q --benchmark-columns=min,median,rounds --benchmark-sort=min
 
+bench-encrypted: install ## a linear layer on ciphertexts against the published scheme; what leaks; an encrypted network
+	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python bench/bench_encrypted.py
+
 bench-mesh: install ## real meshes against one process without a wire; BASELINES=DIR: other systems' scripts beside it
 	@$(BIN)/python bench/bench_mesh.py $(if $(BASELINES),--baselines '$(BASELINES)') $(if $(ENVIRONMENTS),--environments '$(ENVIRONMENTS)')
 	@$(BIN)/python bench/bench_payload.py $(if $(ENVIRONMENTS),--hivemind '$(ENVIRONMENTS)/hivemind/bin/python')
+
+bench-split: install ## a step of split training between two peers; BASELINES=DIR: hivemind's script beside it; DATA=DIR: MNIST
+	@$(BIN)/python bench/bench_split.py $(if $(DATA),--data '$(DATA)') $(if $(BASELINES),--baselines '$(BASELINES)') $(if $(ENVIRONMENTS),--environments '$(ENVIRONMENTS)')
 
 fuzz: install ## a million mutations of remote bytes through every decoder; TOTAL=N: another number
 	@$(BIN)/python bench/fuzz_decoders.py $(if $(TOTAL),--total '$(TOTAL)')

@@ -27,11 +27,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from synthetic import SPREAD, write_idx  # beside this file
-from torch import Tensor, nn
+from synthetic import write_idx  # beside this file
+from torch import nn
 
 from veilmesh.core import BadInput
 from veilmesh.peer.machine import Effect, Event, Machine, Note, PeerId, Received
+from veilmesh.tasks.models.layers import Normalise
 
 __all__ = ["main", "network"]
 
@@ -45,22 +46,10 @@ RAW = {"vanilla": TENSORS + 2 * BATCH, "u-shaped": TENSORS + 2 * 4 * BATCH * CLA
 STEP_MARK, BYTES_MARK = 0.7, 1.1  # what is aimed at: of hivemind's median step, of the raw bytes
 
 
-class Stretched(nn.Module):
-    """Pictures in [0, 1] to [-spread, spread]: what they were before they were bytes."""
-
-    def __init__(self, spread: float) -> None:
-        super().__init__()
-        self._spread = spread
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to the same shape."""
-        return x * (2 * self._spread) - self._spread
-
-
-def network(spread: float = 1.0) -> nn.Module:
+def network() -> nn.Module:
     """784-256-128-10 as pieces; the last, which does nothing, is what the data owner has of it behind the cut."""
     return nn.Sequential(
-        Stretched(spread), nn.Flatten(), nn.Linear(784, CUT), nn.ReLU(),
+        Normalise(), nn.Flatten(), nn.Linear(784, CUT), nn.ReLU(),
         nn.Linear(CUT, 128), nn.ReLU(), nn.Linear(128, CLASSES), nn.Identity(),
     )  # fmt: skip
 

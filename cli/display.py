@@ -98,7 +98,8 @@ class Display:
                 peer.loss, peer.state = data["loss"], "training"
                 peer.round = max(peer.round, data["round"])  # a client of a star says no more of its rounds than this
             case "round":
-                peer.round, peer.state = data["round"] + 1, "training"
+                peer.round = data["round"] + 1
+                peer.state = self._run.busy(event["peer"], peer.round)
                 self._tenth()
             case "accuracy":
                 peer.accuracy = data["accuracy"]
@@ -107,11 +108,19 @@ class Display:
             case "ended":
                 peer.state = data["how"]
                 if "Ctrl-C" not in data["how"]:  # that ends all of them
-                    self.say(f"  {event['peer']} ended: {data['how']}; the others go on without it")
+                    rest = "" if self._run.is_split else "; the others go on without it"
+                    self.say(f"  {event['peer']} ended: {data['how']}{rest}")
             case "silent":
                 self.say(f"  {event['peer']} hears nothing from {len(data['peers'])} neighbour(s) any more")
             case "refused":
-                self.say(f"  {event['peer']} dropped a frame: {data['detail']}")
+                self.say(f"  {event['peer']} dropped a frame: {data.get('detail') or data['why']}")
+            case "replaced":
+                self.say(f"  {data['by']} plays stage {data['stage']} for {event['peer']}, since {data['gone']} is gone")
+            case "alarm" | "canary":
+                peer.alarms += 1
+                if peer.alarms == 1:  # a guard that once is suspicious mostly stays so
+                    when = f"step {data['step']}" if "step" in data else f"round {data['round']}"
+                    self.say(f"  {event['peer']} sounded an alarm at {when}: {data['why']}")
 
     def _tenth(self) -> None:
         """Where there is no terminal, a line for every tenth of a long run: a log shows that it is alive."""
@@ -170,8 +179,9 @@ class Display:
         shown = list(run.peers.items())
         for name, p in shown if len(shown) <= _MOST_PEERS else shown[: _MOST_PEERS - 1]:
             loss = "-" if p.loss is None else f"{p.loss:.3f}"
+            state = f"{p.state}, alarms: {p.alarms}" if p.alarms else p.state
             table.add_row(
-                name, f"{p.round}/{run.rounds}", loss, percent(p.accuracy), size(p.sent), size(p.received), p.state
+                name, f"{p.round}/{run.rounds}", loss, percent(p.accuracy), size(p.sent), size(p.received), state
             )
         if len(shown) > _MOST_PEERS:
             table.add_row(f"+{len(shown) - _MOST_PEERS + 1} more", f"{run.least()}/{run.rounds}")

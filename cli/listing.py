@@ -18,9 +18,12 @@ KINDS = {
     "attacks": ("veilmesh.attacks.view", "ATTACKS"),
     "codecs": ("veilmesh.crypto.codecs.base", "CODECS"),
     "guards": ("veilmesh.swarm.guards.base", "GUARDS"),
+    "hijacks": ("veilmesh.attacks.hijacks.base", "HIJACKS"),
     "inferences": ("veilmesh.attacks.inference.base", "INFERENCES"),
     "models": ("veilmesh.tasks.models.base", "MODELS"),
     "partitions": ("veilmesh.tasks.partition", "PARTITIONS"),
+    "split-guards": ("veilmesh.split.guards.base", "SPLIT_GUARDS"),
+    "splits": ("veilmesh.split.strategies.base", "SPLITS"),
     "strategies": ("veilmesh.swarm.strategies.base", "STRATEGIES"),
     "tampers": ("veilmesh.attacks.tampers.base", "TAMPERS"),
     "tasks": ("veilmesh.tasks.data.base", "SOURCES"),
@@ -53,7 +56,7 @@ def listing(
     """List what there is of a kind, with its options and their defaults; without a kind, the kinds."""
     if not kind:
         for each in KINDS:
-            typer.echo(f"veilmesh list {each:12}{', '.join(registry(each).names())}")
+            typer.echo(f"veilmesh list {each:13}{', '.join(registry(each).names())}")
         return
     things = registry(kind)
     table = Table(title=f"{kind}", title_justify="left", show_lines=False, pad_edge=False, box=None)

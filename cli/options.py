@@ -36,13 +36,14 @@ def _value(text: str) -> Any:
         return text
 
 
-def completed(kind: str) -> Callable[[str], list[str]]:
-    """What the shell offers where a thing of that kind is named."""
+def completed(*kinds: str) -> Callable[[str], list[str]]:
+    """What the shell offers where a thing of one of those kinds is named."""
 
     def complete(text: str) -> list[str]:
         from veilmesh.cli.listing import registry
 
-        return [name for name in registry(kind).names() if name.startswith(text)]
+        names = sorted(name for kind in kinds for name in registry(kind).names())
+        return [name for name in names if name.startswith(text)]
 
     return complete
 

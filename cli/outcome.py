@@ -12,6 +12,7 @@ __all__ = ["INTERRUPTED", "say"]
 
 INTERRUPTED = 130
 STOPPED = ("stopped by Ctrl-C", "left")
+LABELS = {"own": "stay with the data owner", "sent": "are sent to the last stage", "held": "are held at the last stage"}
 
 
 def say(summary: dict[str, Any], measured: float | None, folder: Path) -> None:
@@ -19,7 +20,8 @@ def say(summary: dict[str, Any], measured: float | None, folder: Path) -> None:
     from veilmesh.sim.report import write_report
 
     console = Console(highlight=False)
-    for line in (*_endings(summary["peers"]), _outcome(summary, measured), _in_force(summary["protections"])):
+    cut = _stages(summary["split"]) if summary.get("split") else ()
+    for line in (*_endings(summary["peers"]), _outcome(summary, measured), *cut, _in_force(summary["protections"])):
         console.print(line, markup=False)
     console.print(f"said between members: {summary['privacy']['says']}", markup=False)
     typer.echo(f"report: {write_report(folder)}")
@@ -49,8 +51,22 @@ def _outcome(summary: dict[str, Any], measured: float | None) -> str:
     )
     return (
         f"{finished} of {members} members finished {summary['rounds']} rounds in {summary['seconds']:.1f} s: "
-        f"accuracy {what}, {size(summary['bytes_per_peer_round'])} a peer and round ({where})"
+        f"accuracy {what}, {_said(summary)} ({where})"
     )
+
+
+def _said(summary: dict[str, Any]) -> str:
+    """What was said in a round. In split mode a data owner says the smaller part of it."""
+    each = size(summary["bytes_per_peer_round"])
+    if not any(peer["role"] == "stage" for peer in summary["peers"]):
+        return f"{each} a peer and round"
+    return f"{each} a data owner and round, {size(summary['bytes_sent'] / max(summary['rounds'], 1))} by all members"
+
+
+def _stages(split: dict[str, Any]) -> list[str]:
+    """Who plays which part of a network that is cut."""
+    parts = [f"{', '.join(s['players'])}: {' '.join(s['pieces'])}" for s in split["stages"]]
+    return [f"cut: {' | '.join(parts)}; labels {LABELS[split['labels']]}"]
 
 
 def _in_force(protections: dict[str, str]) -> str:

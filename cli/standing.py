@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 __all__ = ["PeerStanding", "RunStanding", "clock", "percent", "size"]
 
+_TAKING_PART = ("starting", "training", "standing by", "finished")
 _TRAINING = 3.0  # what a training is worth in the bar, where an attack on it is worth 1
 
 
@@ -17,6 +18,7 @@ class PeerStanding:
     sent: int = 0
     received: int = 0
     state: str = "starting"
+    alarms: int = 0  # of its guards
 
 
 @dataclass
@@ -33,8 +35,20 @@ class RunStanding:
 
     def least(self) -> int:
         """The round that everybody who still takes part has reached."""
-        rounds = [p.round for p in self.peers.values() if p.state in ("starting", "training", "finished")]
+        rounds = [p.round for p in self.peers.values() if p.state in _TAKING_PART]
         return min(rounds, default=0)
+
+    @property
+    def is_split(self) -> bool:
+        """Whether some of its members play stages of a network that is cut."""
+        return not all(name.startswith(("peer:", "server")) for name in self.peers)
+
+    def busy(self, name: str, rounds: int) -> str:
+        """What a member does after so many rounds. Who plays a stage measures nothing, so its last round is its end."""
+        if name.startswith(("peer:", "server")):
+            return "training"
+        doing = "standing by" if name.startswith("standby:") else "training"
+        return "finished" if rounds >= self.rounds else doing
 
     def share(self) -> float:
         """How much of it is done, 0 to 1."""

@@ -15,7 +15,7 @@ __all__ = ["up"]
 
 
 def up(
-    peers: Annotated[int | None, typer.Option("--peers", help="How many peers. [default: 5]")] = None,
+    peers: Annotated[int | None, typer.Option("--peers", help="How many peers; in split mode, data owners. [default: 5]")] = None,
     task: Annotated[
         str | None,
         typer.Option("--task", help="See `veilmesh list tasks`. [default: digits]", autocompletion=completed("tasks")),
@@ -26,8 +26,8 @@ def up(
         str | None,
         typer.Option(
             "--strategy",
-            help="See `veilmesh list strategies`. [default: gossip]",
-            autocompletion=completed("strategies"),
+            help="See `veilmesh list strategies` and `veilmesh list splits`. [default: gossip]",
+            autocompletion=completed("strategies", "splits"),
         ),
     ] = None,
     topology: Annotated[
@@ -40,7 +40,11 @@ def up(
     ] = None,
     malicious: Annotated[
         str | None,
-        typer.Option("--malicious", help="Whose view to keep to attack: `peer:3`, `server`, `wire`, `relay`."),
+        typer.Option(
+            "--malicious",
+            help="Whose view to keep to attack: `peer:3`, `server`, `wire`, `relay`; in split mode also `tail`, "
+            "`body`, `middle:1`; several who collude as `peer:1+tail`.",
+        ),
     ] = None,
     listen: Annotated[str | None, typer.Option("--listen", help="Address to listen on. [default: 127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option("--port", help="First port; one a peer. [default: free ones]")] = None,

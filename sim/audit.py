@@ -16,12 +16,12 @@ import numpy as np
 from PIL import Image
 
 from veilmesh.attacks.inference.base import INFERENCES, registry_of
-from veilmesh.attacks.view import ATTACKS, Attack, Guess, Vantage
+from veilmesh.attacks.view import ATTACKS, Attack, Guess
 from veilmesh.core import BadInput
 from veilmesh.peer.machine import PeerId
 from veilmesh.sim.cast import Cast
 from veilmesh.sim.easier import easier, needs_telling
-from veilmesh.sim.figures import figures, label_figures, row
+from veilmesh.sim.figures import figures, label_figures, ordered_figures, row
 from veilmesh.sim.identify import Gallery, identify
 from veilmesh.sim.membership import infer
 from veilmesh.sim.observation import observation, randomness
@@ -54,8 +54,9 @@ def audit(folder: Path, cast: Cast, ids: Sequence[PeerId], choice: Choice, vanta
     attack = built(choice, cast.dataset.per_pixel)
     place = cast.vantage(vantage, ids)
     begin = time.process_time()
+    hidden = place.controls - (cast.blind(ids, place) if attack.reconstructs == "labels" else frozenset())
     view = observation(folder, cast, ids, vantage, told=needs_telling(attack))
-    guesses = _one_each(list(attack.run(view, randomness(view.public, choice.name))), cast, ids, place)
+    guesses = _one_each(list(attack.run(view, randomness(view.public, choice.name))), cast, ids, hidden)
     seconds = time.process_time() - begin
     judge = _Judge(folder, cast, tuple(ids), choice, vantage)
     return {
@@ -65,7 +66,7 @@ def audit(folder: Path, cast: Cast, ids: Sequence[PeerId], choice: Choice, vanta
         "guesses_made": len(guesses),
         "cpu_seconds": round(seconds, 3),
         "easier": easier(cast.scenario, attack, [guess.round for guess in guesses]),
-        **_labels(cast, ids, guesses if not needs_telling(attack) else ()),
+        **_labels(cast, ids, attack, guesses if not needs_telling(attack) else ()),
         **(judge.pictures(guesses) if attack.reconstructs == "pictures" else {}),
     }
 
@@ -81,14 +82,14 @@ def built(choice: Choice, per_pixel: bool) -> Attack:
     return attack
 
 
-def _one_each(guesses: Sequence[Guess], cast: Cast, ids: Sequence[PeerId], place: Vantage) -> list[Guess]:
-    """At most one guess for each victim and round, of at most as many pictures as there were: with more of them, the
-    scorer's matching would choose by the truth. Kept is what the attack itself holds for better: the guess with its
-    lowest loss, and of that the first pictures.
+def _one_each(guesses: Sequence[Guess], cast: Cast, ids: Sequence[PeerId], hidden: frozenset[PeerId]) -> list[Guess]:
+    """At most one guess for each round and victim that is not `hidden`, of at most as many pictures as there were: with
+    more of them, the scorer's matching would choose by the truth. Kept is what the attack itself holds for better: the
+    guess with its lowest loss, and of that the first pictures.
     """
     kept: dict[tuple[int, int], Guess] = {}
     for guess in sorted(guesses, key=lambda g: g.loss):
-        if not place.controls.intersection((guess.victim, *guess.among)):
+        if not hidden.intersection((guess.victim, *guess.among)):
             kept.setdefault((ids.index(guess.victim), guess.round), guess)
     chosen = [guess for _, guess in sorted(kept.items(), key=lambda item: item[0])]
     counts = [len(_behind(cast, ids, guess)[1]) for guess in chosen]
@@ -161,11 +162,15 @@ class _Judge:
         return name.replace(":", "")
 
 
-def _labels(cast: Cast, ids: Sequence[PeerId], guesses: Sequence[Guess]) -> dict[str, Any]:
-    """What the labels that were inferred are worth; of pixels they are not counted."""
+def _labels(cast: Cast, ids: Sequence[PeerId], attack: Attack, guesses: Sequence[Guess]) -> dict[str, Any]:
+    """What the labels that were inferred are worth; of pixels they are not counted. An attack that is `ordered` says of
+    each example which label it has."""
     if cast.dataset.per_pixel:
         return {"labels_right": None}
     said = [(cast.dataset.train_y[_behind(cast, ids, g)[1]], g.labels) for g in guesses if len(g.labels)]
+    if getattr(type(attack), "ordered", False):
+        scores = [(guess.details.get("scores"), guess.details.get("batches")) for guess in guesses if len(guess.labels)]
+        return ordered_figures(said, scores, cast.dataset.public_y)
     return label_figures(said, cast.dataset.public_y, cast.dataset.classes)
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from veilmesh.attacks.tampers.base import TAMPERS, Insider, Tamper
 from veilmesh.attacks.view import Public, Vantage
 from veilmesh.core import BadInput, generator, seed_number
+from veilmesh.core.registry import unknown
 from veilmesh.core.zerosum import Pair
 from veilmesh.crypto.codecs.base import CODECS, Vector
 from veilmesh.crypto.pairwise import pair_public, pair_seed
@@ -93,6 +94,8 @@ class Cast:
         for whom in (*scenario.links.slow, *(fault.whom for fault in scenario.faults)):
             if not whom.startswith("peer:"):
                 raise BadInput(f"There is no {whom!r} with strategy {scenario.strategy.name!r}; write peer:N.")
+        if scenario.strategy.name not in STRATEGIES.names():
+            raise BadInput(unknown("strategy", scenario.strategy.name, [*STRATEGIES.names(), *SPLITS.names()]))
         strategy: Strategy = scenario.strategy.build(STRATEGIES)
         for guard in scenario.guards:
             guard.build(GUARDS)
@@ -167,6 +170,11 @@ class Cast:
     def size(self) -> int:
         """Members, the server included."""
         return self.scenario.peers + self.centralised
+
+    @property
+    def divided(self) -> dict[str, Any] | None:
+        """Where the network is cut, and who plays what; None where everybody has the whole of it."""
+        return None
 
     @property
     def tampering(self) -> frozenset[int]:
@@ -350,6 +358,10 @@ class Cast:
         links = {edge: frozenset(ids[end] for end in edge) for edge in self.edges}
         through = {f"relay:{i}": [links[e] for e in self.edges if i in e] for i in range(self.scenario.peers)}
         return {"relay": frozenset(links.values())} | {name: frozenset(of) for name, of in through.items()}
+
+    def blind(self, ids: Sequence[PeerId], place: Vantage) -> frozenset[PeerId]:
+        """Members at `place` that do not know the labels of their own examples: nobody."""
+        return frozenset()
 
     def held(self, ids: Sequence[PeerId], place: Vantage) -> dict[PeerId, np.ndarray]:
         """Labels of others that members at `place` hold as parties to the protocol."""

@@ -136,6 +136,7 @@ def preload() -> None:
     import veilmesh.sim.memory
     import veilmesh.sim.mesh
     import veilmesh.sim.network  # noqa: F401  # imported for every child
+    from veilmesh.attacks.hijacks.base import HIJACKS
     from veilmesh.attacks.inference.base import INFERENCES
     from veilmesh.attacks.view import ATTACKS
     from veilmesh.peer.transports.base import TRANSPORTS
@@ -144,6 +145,6 @@ def preload() -> None:
     from veilmesh.tasks.data.base import SOURCES
     from veilmesh.tasks.models.base import MODELS
 
-    for registry in (ATTACKS, GUARDS, INFERENCES, MODELS, SOURCES, STRATEGIES, TRANSPORTS):
+    for registry in (ATTACKS, GUARDS, HIJACKS, INFERENCES, MODELS, SOURCES, STRATEGIES, TRANSPORTS):
         registry.names()  # scanning imports
     sys.stdout.flush()

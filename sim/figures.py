@@ -13,9 +13,10 @@ import numpy as np
 
 from veilmesh.sim.identify import Identified
 from veilmesh.sim.intervals import batches, bootstrap, share_interval
+from veilmesh.sim.roc import auc
 from veilmesh.sim.score import Scored
 
-__all__ = ["SUCCESS_DB", "figures", "label_figures", "row"]
+__all__ = ["SUCCESS_DB", "figures", "label_figures", "ordered_figures", "row"]
 
 SUCCESS_DB = (20, 25, 30)
 _FLOORS = ("grey", "mean", "nearest", "blind", "shifted")
@@ -88,6 +89,48 @@ def label_figures(
         blind += int(np.minimum(truth, _usual(public_labels, classes, len(labels))).sum())
         total += len(labels)
     return {"labels_right": right / total, "labels_floor": blind / total} if total else {"labels_right": None}
+
+
+def ordered_figures(
+    said: Sequence[tuple[np.ndarray, np.ndarray]],
+    scores: Sequence[tuple[np.ndarray | None, Sequence[int] | None]],
+    public_labels: np.ndarray,
+) -> dict[str, Any]:
+    """The share of examples whose label was told rightly, with its 95 % interval, as if examples were met once; and the
+    share that the most frequent class of the public pictures would have.
+
+    `scores`: for each guess, of two classes, (B,) or (layers, B), higher for class 1, and the sizes of the batches in
+    it. `leak_auc` is Li et al.'s (ICLR 2022, section 3): of every batch with both classes the AUC, of these the median,
+    of layers the largest.
+    """
+    if not said:
+        return {"labels_right": None}
+    truth, guessed = np.concatenate([y for y, _ in said]), np.concatenate([g for _, g in said])
+    share = float((truth == guessed).mean())
+    low, high = share_interval(share, len(truth))
+    usual = int(np.bincount(public_labels).argmax())
+    return {
+        "labels_right": share,
+        "labels_low": low,
+        "labels_high": high,
+        "labels_floor": float((truth == usual).mean()),
+        "leak_auc": _leak([y for y, _ in said], scores),
+    }
+
+
+def _leak(
+    truth: Sequence[np.ndarray], scores: Sequence[tuple[np.ndarray | None, Sequence[int] | None]]
+) -> float | None:
+    layers: dict[int, list[float]] = {}
+    for labels, (values, sizes) in zip(truth, scores, strict=True):
+        if values is None or sizes is None or not np.size(values):
+            continue
+        ends = np.cumsum(sizes)[:-1]
+        for at, row in enumerate(np.atleast_2d(values)):
+            for y, s in zip(np.split(labels, ends), np.split(row, ends), strict=True):
+                if 0 < (y == 1).sum() < len(y):
+                    layers.setdefault(at, []).append(auc(s[y == 1], s[y != 1]))
+    return max((median(found) for found in layers.values()), default=None)
 
 
 def _usual(public_labels: np.ndarray, classes: int, count: int) -> np.ndarray:

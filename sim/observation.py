@@ -44,13 +44,15 @@ def transcript(folder: Path, cast: Cast, ids: Sequence[PeerId], place: Vantage) 
 
 
 def own_data(cast: Cast, ids: Sequence[PeerId], place: Vantage) -> Own:
-    """The adversary knows its own data."""
+    """The adversary knows its own data; labels are -1 where they are held by somebody else."""
+    blind = cast.blind(ids, place)
 
     def own(peer: PeerId, round_: int) -> tuple[np.ndarray, np.ndarray]:
         if peer not in place.controls:
             raise LocalError("an attack asked for the data of a peer that it does not control")
         drawn = cast.drawn(ids.index(peer), round_)
-        return cast.dataset.train_x[drawn], cast.dataset.train_y[drawn]
+        labels = cast.dataset.train_y[drawn]
+        return cast.dataset.train_x[drawn], np.full_like(labels, -1) if peer in blind else labels
 
     return own
 

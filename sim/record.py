@@ -56,6 +56,8 @@ class Ended:
     messages_received: int = 0
     dropped: int = 0
     refusals: dict[str, int] = field(default_factory=dict)
+    alarms: int = 0  # sounded by guards that look for a hijacker
+    first_alarm: int | None = None  # the step of the first
     memory_mb: float | None = None  # proportional share (PSS) at the end, where the system says it
     cpu_seconds: float | None = None  # its worker's included, where it is a process of its own
 
@@ -106,6 +108,7 @@ class Recorder:
         self._cpu = time.process_time()
         self._resumed = resumed
         self._trained: Counter[int] = Counter()  # rounds, by member: what an accountant counts
+        self._alarms: dict[int, list[int]] = {}  # the steps of alarms, by member
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "summary.json").unlink(missing_ok=True)
@@ -144,6 +147,8 @@ class Recorder:
                 self._events.flush()
                 self._metrics.flush()
             self._trained[index] += note.kind == "trained"
+            if note.kind == "alarm":
+                self._alarms.setdefault(index, []).append(int(note.data["step"]))
             if note.kind in ("trained", "accuracy"):
                 self._measure(index, note, t, traffic)
 
@@ -173,6 +178,9 @@ class Recorder:
         with writing(self.folder):
             self._events.close()
             self._metrics.close()
+        for member in members:
+            steps = self._alarms.get(member.index, [])
+            member.alarms, member.first_alarm = len(steps), min(steps, default=None)
         if self._resumed:
             _count_on(members, self._resumed)
         summary = _summary(self._cast, members, seconds, protections, counted)
@@ -248,6 +256,10 @@ def _summary(
         "finished": len(whole),
         "accuracy": sum(accuracies) / len(accuracies) if accuracies else None,
         "accuracy_lowest": min(accuracies, default=None),
+        "alarms": sum(m.alarms for m in members),
+        "first_alarm": min((m.first_alarm for m in members if m.first_alarm is not None), default=None),
+        "alarmed": int(any(m.alarms for m in members)),  # numbers: a study takes their means
+        "stopped_by_alarm": int(any(m.ended.startswith("hijacked") for m in members)),
         "bytes_per_peer_round": sum(sent) / len(sent) if sent else None,
         "bytes_sent": sum(m.bytes_sent for m in members),
         "bytes_counted": counted,
@@ -256,6 +268,7 @@ def _summary(
         "protections": dict(protections),
         "guards": [g.model_dump(mode="json") for g in scenario.guards],
         "codec": scenario.codec.model_dump(mode="json"),
+        "split": cast.divided,
         "scenario": scenario.model_dump(mode="json"),
         "attacks": [],
     }

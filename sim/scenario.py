@@ -306,7 +306,8 @@ class Scenario(_Strict):
             raise ValueError(f"there is no peer {behind} behind a relay, among {self.peers} (they count from 0)")
         if adversary.peers and not adversary.tamper:
             raise ValueError("adversary.peers are those that tamper; set adversary.tamper too, or leave them out")
-        if adversary.tamper and not adversary.tampering and adversary.vantage != "server":
+        stages = any(place.startswith(("tail", "body", "middle", "standby")) for place in adversary.places)
+        if adversary.tamper and not adversary.tampering and adversary.vantage != "server" and not stages:
             raise ValueError(f"{adversary.vantage!r} is no peer, and peers tamper; name them in adversary.peers")
         if adversary.peers and max(adversary.peers) >= self.peers:
             raise ValueError(f"there is no peer:{max(adversary.peers)} to tamper among {self.peers} (counted from 0)")

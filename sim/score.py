@@ -126,7 +126,7 @@ def _labels(guess: Guess, partner: dict[int, int], truth: NDArray[np.int64]) -> 
     pixels have labels."""
     if truth.ndim > 1 or guess.labels.ndim > 1:
         return [None] * len(truth)
-    if len(guess.pictures):
+    if len(guess.pictures) and len(guess.labels):
         return [int(guess.labels[partner[j]]) if j in partner else None for j in range(len(truth))]
     if not len(guess.labels):
         return [None] * len(truth)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from veilmesh.attacks.hijacks.base import HIJACKS, Hijack, Knows
 from veilmesh.attacks.view import Public, Vantage
 from veilmesh.core import BadInput, generator, seed_number
 from veilmesh.crypto.codecs.base import CODECS, Vector
@@ -23,7 +24,7 @@ from veilmesh.peer.transports.base import TRANSPORTS
 from veilmesh.peer.worker import Executor, with_errands
 from veilmesh.sim.cast import Cast, stem, suitable
 from veilmesh.sim.scenario import Choice, Scenario, Split
-from veilmesh.split.cut import around_linear, divide, places, shapes
+from veilmesh.split.cut import around_linear, divide, pieces, places, shapes
 from veilmesh.split.encrypted import LayerOwner, LayerUser, require_linear
 from veilmesh.split.guards.base import SPLIT_GUARDS, About
 from veilmesh.split.stage import CHUNK, Examples, StageOptions, Stages
@@ -80,6 +81,7 @@ class SplitCast(Cast):
         cast = cls(scenario, dataset, tuple(shards), rows, initial, plan=plan, at=at)
         if not cast.sizes[0] and plan.takes_turns | strategy.averages:
             raise BadInput("The head has no parameters to average or hand on; cut after the first layer that has some.")
+        cast.require_hijackers()
         cast.start_guards()  # what has no meaning on this task is refused here, not in a worker
         cast.machine(0, [PeerId(n) for n in cast.names])
         return cast
@@ -121,6 +123,23 @@ class SplitCast(Cast):
     @property
     def options(self) -> dict[str, Any]:
         return asdict(self.scenario.strategy.build(SPLITS))
+
+    @property
+    def divided(self) -> dict[str, Any]:
+        """For the record: of every stage its players at the beginning, its pieces, how many parameters it has, and the
+        shape of what leaves it of one example; and where the last stage has labels from."""
+        every = [(n if not n.isdigit() else type(p).__name__.lstrip("_")) for n, p in pieces(self._network())]
+        ends = [0, *self.at, len(every)]
+        stages = [
+            {
+                "players": list(dict.fromkeys(self.names[route[number]] for route in self._plan.route)),
+                "pieces": every[ends[number] : ends[number + 1]],
+                "parameters": self.sizes[number],
+                "leaves": list(self.shapes[number + 1]),
+            }
+            for number in range(self._plan.stages)
+        ]
+        return {"labels": self._plan.labels, "stages": stages}
 
     # --- what they are made of ---------------------------------------------------------------------------------
 
@@ -181,12 +200,50 @@ class SplitCast(Cast):
     def executor(self, index: int) -> Executor:
         stages = self.stages(index)
         if not self._plan.encrypted:
-            return with_errands(stages.run)
+            return with_errands(self._hijacked(index, stages.run))
         layer, settings = require_linear(self._stage(1)), self._settings()
         if index < self._plan.heads:
             return with_errands(LayerUser(stages, *layer, settings).run)
         most = max(settings.batch, CHUNK)
         return with_errands(LayerOwner(stages, *layer, most, lambda: secrets.token_bytes(32)).run)
+
+    @property
+    def tampering(self) -> frozenset[int]:
+        """Members that are active adversaries: those at the vantage who sit where their hijack is done."""
+        adversary = self.scenario.adversary
+        if not adversary or not adversary.tamper:
+            return frozenset()
+        seat = adversary.tamper.build(HIJACKS).seat
+        named = {self.names.index(place) for place in adversary.places if place in self.names} | {*adversary.peers}
+        return frozenset(i for i in named if self.role(i) == seat)
+
+    @property
+    def tamper(self) -> None:
+        """Nobody's machine lies here; some members' workers do."""
+        return None
+
+    def require_hijackers(self) -> None:
+        """Raises BadInput where a hijack is asked for, and nobody sits where it is done."""
+        adversary = self.scenario.adversary
+        if not adversary or not adversary.tamper or (self.tampering and not self._plan.encrypted):
+            return
+        name, seat = adversary.tamper.name, adversary.tamper.build(HIJACKS).seat
+        if self._plan.encrypted:
+            raise BadInput(f"Hijack {name!r} changes what is said in clear; take a strategy that encrypts nothing.")
+        known = ", ".join(n for i, n in enumerate(self.names) if self.role(i) == seat)
+        raise BadInput(f"Hijack {name!r} is done by a {seat}; set adversary.vantage to one of {known}.")
+
+    def _hijacked(self, index: int, honest: Executor) -> Executor:
+        """What does a member's tasks, where `honest` does them honestly."""
+        if index not in self.tampering:
+            return honest
+        adversary = self.scenario.adversary
+        assert adversary is not None
+        assert adversary.tamper is not None
+        hijack: Hijack = adversary.tamper.build(HIJACKS)
+        public = self.public([PeerId(name) for name in self.names])
+        rng = generator(self.scenario.seed, "hijack", index)
+        return hijack.execute(honest, Knows(public, index, self._plan.played(index), rng))
 
     def stages(self, index: int) -> Stages:
         """What does member `index`'s work."""
@@ -265,6 +322,12 @@ class SplitCast(Cast):
         if not self._plan.encrypted or stage != 1:
             return mine
         return mine + found[self.names[route[0]]][-self.sizes[stage] :]  # the data owner's share is its last
+
+    def blind(self, ids: Sequence[PeerId], place: Vantage) -> frozenset[PeerId]:
+        """Data owners at `place` whose labels are held by somebody who is not."""
+        if self._plan.labels != "held" or any(ids[route[-1]] in place.controls for route in self._plan.route):
+            return frozenset()
+        return frozenset(ids[route[0]] for route in self._plan.route) & place.controls
 
     def held(self, ids: Sequence[PeerId], place: Vantage) -> dict[PeerId, np.ndarray]:
         """Where a member at `place` plays the last stage and holds labels: those of every data owner's examples."""

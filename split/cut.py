@@ -33,10 +33,11 @@ def pieces(module: nn.Module) -> list[tuple[str, nn.Module]]:
     """What a network can be cut between, in order. Raises BadInput if it is no sequence and names no cut points."""
     if isinstance(module, Cuttable):
         return list(module.pieces())
-    if isinstance(module, nn.Sequential):
-        return list(module.named_children())
+    if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
+        # With an activation that stands in several places: `named_children` would name it once.
+        return [(n, m) for n, m in module.named_modules(remove_duplicate=False) if n and "." not in n]
     raise BadInput(
-        f"{type(module).__name__} cannot be split: it is no nn.Sequential and has no method pieces() that names its "
+        f"{type(module).__name__} cannot be split: it is no plain nn.Sequential and has no method pieces() that names its "
         "cut points; give it one, or take another model."
     )
 
@@ -76,10 +77,13 @@ def around_linear(module: nn.Module, cuts: Sequence[Cut]) -> tuple[int, ...]:
 
 
 def divide(module: nn.Module, at: Sequence[int]) -> list[nn.Sequential]:
-    """The stages of a network cut after so many pieces each (`places`)."""
+    """The stages of a network cut after so many pieces each (`places`). Raises BadInput where two share parameters."""
     every = pieces(module)
     ends = [0, *at, len(every)]
-    return [nn.Sequential(OrderedDict(every[a:b])) for a, b in zip(ends, ends[1:], strict=False)]
+    stages = [nn.Sequential(OrderedDict(every[a:b])) for a, b in zip(ends, ends[1:], strict=False)]
+    if sum(len(list(stage.parameters())) for stage in stages) > len(list(module.parameters())):
+        raise BadInput(f"{type(module).__name__} has the same parameters on both sides of a cut; cut it elsewhere.")
+    return stages
 
 
 def shapes(stages: Sequence[nn.Module], picture: tuple[int, ...]) -> list[tuple[int, ...]]:

@@ -11,6 +11,7 @@ with the key until the first answer has come. Whoever has the layer takes the fi
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -18,19 +19,10 @@ from torch import Tensor, nn
 
 from veilmesh.core import BadInput, Refusal, RemoteError, generator
 from veilmesh.crypto import encrypted_linear, linear_frames
+from veilmesh.crypto import encrypted_training as training
 from veilmesh.crypto.codecs import table
-from veilmesh.crypto.codecs.base import Vector
 from veilmesh.crypto.codecs.dense import Dense
 from veilmesh.crypto.encrypted_linear import Floats, LinearKeys
-from veilmesh.crypto.encrypted_training import (
-    Asked as Request,
-)
-from veilmesh.crypto.encrypted_training import (
-    answer_backward,
-    answer_forward,
-    ask_backward,
-    ask_forward,
-)
 from veilmesh.split.part import Part
 from veilmesh.split.stage import Stages
 from veilmesh.split.work import Asked, Backward, Fetch, Finish, Forward, Key, Pass, Refused, Returned, Said, Several
@@ -38,8 +30,9 @@ from veilmesh.tasks.work import Settings
 
 __all__ = ["LayerOwner", "LayerUser", "require_linear"]
 
+Request: TypeAlias = training.Asked
 _Place = tuple[int, int]  # step and micro-batch
-_LAYER, _TAIL = 1, 2
+_LAYER = 1  # the stage
 
 
 def require_linear(stage: nn.Module) -> tuple[int, int]:
@@ -80,7 +73,7 @@ class LayerOwner:
                 case Backward(key=Key(head=head, stage=1), blob=blob):
                     public, request = self._opened(head, blob)
                     self._examples(request, *self._weights.shape[::-1])
-                    return Returned(answer_backward(public, request, self._weights, self._entropy()))
+                    return Returned(training.answer_backward(public, request, self._weights, self._entropy()))
                 case Pass(head=head, stage=1, rows=rows, blob=bytes(blob)):
                     return Asked(rows, self._forward(head, rows, blob))
         except RemoteError as error:
@@ -92,7 +85,7 @@ class LayerOwner:
         public, request = self._opened(head, blob)
         if self._examples(request, *self._weights.shape) != rows:
             raise RemoteError(Refusal.MISMATCH, f"a request about other than {rows} examples")
-        return answer_forward(public, request, self._weights, self._bias, self._entropy())
+        return training.answer_forward(public, request, self._weights, self._bias, self._entropy())
 
     def _examples(self, request: bytes, inputs: int, outputs: int) -> int:
         """How many a request for a layer (F, O) is about."""
@@ -156,7 +149,7 @@ class LayerUser:
                 case Pass(stage=2, blob=bytes()):
                     return self._passed(task)
                 case Fetch(stage=2):
-                    return np.concatenate([self._inner_vector(task), self._share.parameters])
+                    return np.concatenate([np.asarray(self._plain(task), np.float32), self._share.parameters])
         except RemoteError as error:
             return Refused(str(error))
         return self._plain(task)
@@ -175,7 +168,7 @@ class LayerUser:
         said = self._plain(task)
         assert isinstance(said, Said)
         key, activations = task.key, _tensor(said.blob, said.rows, self._inputs)
-        blob, request = ask_forward(self._keys.public, _floats(activations), self._outputs)
+        blob, request = training.ask_forward(self._keys.public, _floats(activations), self._outputs)
         y = self._share.forward(activations, (key.step, key.head, key.micro), learns_input=True)
         self._up = {place: kept for place, kept in self._up.items() if place[0] == key.step}
         self._up[key.step, key.micro] = request, y.detach()
@@ -193,7 +186,7 @@ class LayerUser:
         back = self._share.backward(place, gradient)
         assert back is not None
         self._share.step(key.step, key.head, key.of)
-        blob, asked = ask_backward(self._keys.public, _floats(gradient), self._inputs)
+        blob, asked = training.ask_backward(self._keys.public, _floats(gradient), self._inputs)
         self._down = {place: kept for place, kept in self._down.items() if place[0] == key.step}
         self._down[key.step, key.micro] = asked, back
         return replace(result, blob=self._addressed(blob))
@@ -209,7 +202,7 @@ class LayerUser:
         asked = self._plain(task)
         assert isinstance(asked, Asked)
         activations = _tensor(asked.blob, asked.rows, self._inputs)
-        blob, self._asked[task.part] = ask_forward(self._keys.public, _floats(activations), self._outputs)
+        blob, self._asked[task.part] = training.ask_forward(self._keys.public, _floats(activations), self._outputs)
         return replace(asked, blob=self._addressed(blob))
 
     def _passed(self, task: Pass) -> object:
@@ -226,11 +219,6 @@ class LayerUser:
     def _plain(self, task: object) -> object:
         (result,) = self._inner.run([task])
         return result
-
-    def _inner_vector(self, task: Fetch) -> Vector:
-        found = self._plain(task)
-        assert isinstance(found, np.ndarray)
-        return found
 
     def _addressed(self, request: bytes) -> bytes:
         return b"\x00" + request if self._answered else b"\x01" + self._keys.public + request

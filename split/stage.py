@@ -40,7 +40,7 @@ from veilmesh.split.work import (
     StageState,
 )
 from veilmesh.tasks.data.base import Labels, Pictures
-from veilmesh.tasks.work import Settings, batch_indices
+from veilmesh.tasks.work import Settings, batch_place, epoch_order
 
 __all__ = ["CHUNK", "RANGE", "Examples", "StageOptions", "Stages"]
 
@@ -48,6 +48,7 @@ RANGE = 1e6
 """The largest magnitude that a remote peer's activations and gradients may have."""
 CHUNK = 256
 """Test pictures in one part of a question."""
+_UNUSED = generator(0, "lossless")  # for the codec that draws nothing: a stream of its own for each message takes time
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ class Stages:
         self._parts: dict[tuple[int, int], Part] = {}
         self._guards: dict[tuple[int, int], _Guards] = {}
         self._given: dict[int, _Step] = {}  # by micro-batch, of the last step it was in
-        self._order: tuple[tuple[int, int], np.ndarray] | None = None
+        self._order: tuple[tuple[int, int], np.ndarray] | None = None  # of the head's epoch under way
 
     def run(self, tasks: Sequence[object]) -> list[object]:
         """The answers to tasks, in their order. Raises LocalError on anything else, BadInput if training diverged."""
@@ -323,19 +324,19 @@ class Stages:
         settings, mine = self._options.settings, self._examples[key.head].x
         assert mine is not None
         round_, step = divmod(key.step, settings.local_steps)
-        place = key.head, key.step
+        epoch, start, stop = batch_place(round_, step, len(mine), settings.batch, settings.local_steps)
+        place = key.head, epoch
         if self._order is None or self._order[0] != place:
-            batch = batch_indices(
-                self._options.seed, key.head, round_, step, len(mine), settings.batch, settings.local_steps
-            )
-            self._order = place, batch
-        return np.array_split(self._order[1], key.of)[key.micro], len(self._order[1])
+            self._order = place, epoch_order(self._options.seed, key.head, epoch, len(mine))
+        batch = self._order[1][start:stop]  # batch_indices, with the order drawn once an epoch
+        return np.array_split(batch, key.of)[key.micro], len(batch)
 
     def _own(self, head: int, chosen: np.ndarray) -> tuple[Tensor, Tensor]:
         mine = self._examples[head]
         assert mine.x is not None
         assert mine.y is not None
-        return _tensor(mine.x[chosen]), _tensor(mine.y[chosen])
+        # Chosen by their numbers, which copies.
+        return torch.from_numpy(np.ascontiguousarray(mine.x[chosen])), torch.from_numpy(mine.y[chosen])
 
     def _labels(self, task: Finish) -> Tensor:
         if self._options.labels == "own":
@@ -360,14 +361,17 @@ class Stages:
         if not 0 < rows <= max(self._options.settings.batch, CHUNK):
             raise RemoteError(Refusal.MISMATCH, f"{rows} examples at once")
         values = table.decode(blob, rows * prod(shape)).values
-        if (np.abs(values) > RANGE).any():
+        if not _in_range(values):
             raise RemoteError(Refusal.MISMATCH, f"values beyond {RANGE:g}")
-        return torch.from_numpy(np.array(values)).view(rows, *shape)
+        mine = values if values.flags.writeable else values.copy()
+        return torch.from_numpy(mine).view(rows, *shape)
 
     def _write(self, x: Tensor, codec: Codec, way: str, key: Key) -> bytes:
         values = x.detach().contiguous().numpy().reshape(-1)
-        if not np.isfinite(values).all() or (np.abs(values) > RANGE).any():
+        if not _in_range(values):
             raise BadInput(f"Training diverged at step {key.step}: what leaves stage {key.stage} is beyond all bounds.")
+        if isinstance(codec, Dense):
+            return table.encode(codec, values, _UNUSED)
         name = ("split-codec", way, key.head, key.stage, key.step, key.micro)
         return table.encode(codec, values, generator(self._options.private, *name))
 
@@ -384,8 +388,7 @@ class Stages:
 
 def _state(part: Part) -> tuple[bytes, bytes, bytes]:
     parameters, start, memory = part.state()
-    rng = generator(0, "lossless")
-    return table.encode(Dense(), parameters, rng), table.encode(Dense(), start, rng), memory
+    return table.encode(Dense(), parameters, _UNUSED), table.encode(Dense(), start, _UNUSED), memory
 
 
 def _stage(task: Forward | Finish | Backward | Pass) -> int:
@@ -398,6 +401,11 @@ def _mean(vectors: Sequence[Vector], weights: Sequence[float]) -> Vector:
     for vector, weight in zip(vectors, weights, strict=True):
         total += np.float32(weight) * vector
     return total
+
+
+def _in_range(values: Vector) -> bool:
+    """Whether all are numbers of a magnitude of at most RANGE: NaN is neither the one extreme nor the other."""
+    return not values.size or bool(values.min() >= -RANGE and values.max() <= RANGE)
 
 
 def _tensor(array: Pictures | Labels) -> Tensor:

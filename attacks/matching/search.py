@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from veilmesh.attacks.matching.cheaper import Differenced, Rounded
 from veilmesh.attacks.matching.descent import Found, Lbfgs, Variable
 from veilmesh.attacks.matching.distance import Distance
 from veilmesh.attacks.matching.newton import fits, refine
 from veilmesh.attacks.matching.objective import Matching
-from veilmesh.attacks.matching.predict import Differenced, Predictor, Rounded, SingleGradient, Surrogate, Unrolled
+from veilmesh.attacks.matching.predict import Predictor, SingleGradient, Surrogate, Unrolled
 from veilmesh.attacks.matching.prior import Prior
 from veilmesh.attacks.matching.recipe import Case, Recipe
 from veilmesh.attacks.matching.space import Coarse, Pixels, Space, starting_pictures

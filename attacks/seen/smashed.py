@@ -113,10 +113,12 @@ def boundaries(view: View) -> list[int]:
     return sorted(seen - {0, len(view.public.split["cuts"]) + 1})
 
 
-def observe_smashed(view: View, boundary: int | None = None, own: bool = False) -> list[Smashed]:
+def observe_smashed(
+    view: View, boundary: int | None = None, own: bool = False, everybody: bool = False
+) -> list[Smashed]:
     """Everything that was seen at `boundary` (None: the lowest that is seen, nearest to the data) of data owners that
     the adversary does not control, in order of data owner, step and micro-batch; `own`: of its own data owners too,
-    where somebody else holds their labels. Raises BadInput where nothing is."""
+    where somebody else holds their labels; `everybody`: of those too, wherever. Raises BadInput where nothing is."""
     seen = boundaries(view)
     if not seen:
         raise BadInput("Nothing crosses a cut in clear here; take the vantage of a member that plays a stage, as tail.")
@@ -130,7 +132,7 @@ def observe_smashed(view: View, boundary: int | None = None, own: bool = False) 
                 found.setdefault((message.head, message.step, message.micro), one)
         elif isinstance(message, Gradients) and message.stage == boundary - 1:
             gradients.setdefault((message.head, message.step, message.micro), message.blob)
-    hidden = view.vantage.controls if not own or not labels_elsewhere(view) else frozenset()
+    hidden = frozenset() if everybody or (own and labels_elsewhere(view)) else view.vantage.controls
     every = (_with_gradient(one, gradients.get(key)) for key, one in sorted(found.items(), key=lambda item: item[0]))
     return [one for one in every if one.head not in hidden]
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["Decoder", "Smashing", "batches", "begin", "cosine", "fit", "generator_of", "schedule"]
+__all__ = ["Decoder", "Smashing", "batches", "begin", "cosine", "fit", "generator_of", "redraw", "schedule"]
 
 _FEATURES = 1200  # of a patch, at most: the normal equations have that many unknowns
 _ROWS = 60_000  # of the normal equations
@@ -39,12 +39,18 @@ def begin(build: Callable[[], nn.Module], draws: torch.Generator) -> nn.Module:
     module = module.to_empty(device="cpu").train()
     with torch.no_grad():
         for parameter in module.parameters():
-            if parameter.ndim < 2:
-                parameter.zero_()
-                continue
+            parameter.zero_()
+    redraw(module, draws)
+    return module
+
+
+@torch.no_grad()
+def redraw(module: nn.Module, draws: torch.Generator) -> None:
+    """Draw the weights of `module` anew, uniform in +-1 / sqrt(fan_in); vectors, as biases, stay what they are."""
+    for parameter in module.parameters():
+        if parameter.ndim > 1:
             bound = parameter[0].numel() ** -0.5
             parameter.uniform_(-bound, bound, generator=draws)
-    return module
 
 
 def batches(count: int, size: int, draws: torch.Generator) -> Iterator[Tensor]:

@@ -1,7 +1,7 @@
 """Labels from gradients at a cut, by the published cues: the sign, the norm, the direction, and a clone of the top.
 
-Each takes what was seen of one data owner, in order, and gives scores (B, K) for every micro-batch: the highest of a row
-is the label that is guessed.
+Each takes what was seen of one data owner, in order, and gives scores (B, K) for every micro-batch: the highest of a
+row is the label that is guessed.
 """
 
 from collections.abc import Sequence
@@ -52,7 +52,7 @@ def by_norm(public: Public, boundary: int, seen: Sequence[Smashed]) -> list[Floa
     for one in seen:
         norms = np.linalg.norm(flat(one), axis=1)
         count = int(round(float(share[rare]) * len(norms)))
-        line = float(np.sort(norms)[len(norms) - count]) if 0 < count else float("inf")
+        line = float(np.sort(norms)[len(norms) - count]) if count > 0 else float("inf")
         score = norms - line + 1e-12 * (norms >= line)
         found.append(np.stack([-score, score] if rare else [score, -score], axis=1) / 2)
     return found
@@ -96,7 +96,9 @@ def by_clone(public: Public, boundary: int, seen: Sequence[Smashed], rng: np.ran
 def _known(public: Public) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Public pictures and their labels. Raises BadInput where there are none."""
     if public.pictures is None or public.picture_labels is None or not len(public.pictures):
-        raise BadInput("This method names classes by public pictures with labels, and this task has none; take 'replay'.")
+        raise BadInput(
+            "Classes are named by public pictures with labels here, and this task has none; take another method."
+        )
     return public.pictures, public.picture_labels
 
 

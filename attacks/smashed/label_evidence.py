@@ -53,26 +53,27 @@ def log_likelihood(seen: Floats, known: Candidates, guards: Sequence[SplitGuard]
     likelihood = np.zeros_like(prior)
     for _ in range(_SWEEPS):
         belief = np.exp(normalised(prior + likelihood))
-        noise = expected_noise(known, belief, guards)
+        noise = expected_noise(seen, known, belief, guards)
         likelihood = _gaussian(seen, known, noise, _unexplained(seen, known, noise))
         if guards:  # the noise is only estimated, and where it is nearly none a small error would decide everything
             likelihood = np.logaddexp(likelihood - likelihood.max(axis=1, keepdims=True), _WRONG)
     return likelihood
 
 
-def expected_noise(known: Candidates, belief: Floats, guards: Sequence[SplitGuard]) -> Noise:
-    """The noise of the guards if labels are distributed as `belief` (B, K) says."""
+def expected_noise(seen: Floats, known: Candidates, belief: Floats, guards: Sequence[SplitGuard]) -> Noise:
+    """The noise of the guards in what was `seen` (B, d), if labels are distributed as `belief` (B, K) says."""
     means = known.gradients
     classes, batch, size = means.shape
     across, along = np.zeros((classes, batch)), np.zeros((classes, batch))
     line = np.zeros_like(means)
     norms = np.linalg.norm(means, axis=2)
     largest = float(np.einsum("bk,kb->b", belief, norms).max())
+    power = float(np.square(seen).sum(axis=1).mean())  # behind max-norm noise, what all are expected to have
     for guard in guards:
         if isinstance(guard, GradientNoise) and guard.kind == "isotropic":
             across += largest**2 * guard.power / size
         elif isinstance(guard, GradientNoise):
-            along += np.maximum(largest**2 - norms**2, 0)
+            along += np.maximum(power - norms**2, 0)
             line = means / np.maximum(norms, 1e-300)[:, :, None]
         elif isinstance(guard, Marvell):
             variances, direction = _marvell(means, belief, guard)

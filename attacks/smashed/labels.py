@@ -1,4 +1,4 @@
-"""Labels of a data owner's examples, from the gradients that come down through a cut: they never left, and yet they did.
+"""Labels of examples, from the gradients that come down through a cut: they never left their owner, and yet they did.
 
 In U-shaped split learning, and where one party has pictures and another the labels, what comes back for each example is
 J^T (p - y), a function of its label. Who stands there sees activations, gradients, and nothing else.
@@ -57,7 +57,7 @@ class SplitLabels:
     boundary: Annotated[int, Field(ge=1)] | None = None
     known: Annotated[int, Field(ge=1)] = 8
     repeats: bool = True
-    ratio: Annotated[float, Field(gt=0)] = 0.8
+    ratio: Annotated[float, Field(gt=0)] = 0.9
     targets: Annotated[int, Field(ge=1)] = 1_000_000
 
     def run(self, view: View, rng: np.random.Generator) -> Iterator[Guess]:
@@ -110,7 +110,9 @@ def without_labels(view: View, boundary: int | None) -> tuple[list[Smashed], lis
     at = observe_smashed(view, seen[-1] if boundary is None else boundary, own=True)
     blind = [one for one in at if one.labels is None]
     if not blind:
-        raise BadInput("The adversary has the labels here, or sees nobody's examples; take the vantage of one who does not.")
+        raise BadInput(
+            "No examples are seen here whose labels the adversary does not have; take a U-shaped run's body."
+        )
     return below, blind
 
 

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from veilmesh.attacks.seen.own_stage import settings_of
 from veilmesh.attacks.seen.smashed import Smashed, StageMap
 from veilmesh.attacks.view import Public
 from veilmesh.split.part import Part
-from veilmesh.tasks.work import Settings
 
-__all__ = ["Candidates", "Upper", "above", "candidates", "jacobian", "settings_of"]
+__all__ = ["Candidates", "Upper", "above", "candidates", "jacobian"]
 
 Floats = NDArray[np.float64]
 
@@ -32,12 +32,6 @@ class Candidates:
     log_p: Floats
 
 
-def settings_of(public: Public) -> Settings:
-    """What a round of local training is, as it is announced."""
-    momentum = float(public.split.get("momentum", 0.0))
-    return Settings(public.batch, public.local_steps, public.learning_rate, momentum, public.optimizer)  # type: ignore[arg-type]  # a name that a Public holds
-
-
 def above(public: Public, boundary: int) -> nn.Sequential:
     """The stages above `boundary` as one network of its own, with the parameters that they begin with."""
     stages = StageMap(public)
@@ -45,7 +39,7 @@ def above(public: Public, boundary: int) -> nn.Sequential:
 
 
 def jacobian(module: nn.Module, one: Smashed) -> tuple[Floats, Floats]:
-    """The derivatives (K, B, d) of every logit of `one`'s examples, and log-probabilities (B, K). Examples are taken for
+    """The derivatives (K, B, d) of every logit of `one`'s examples, and log-probabilities (B, K). Examples are taken as
     independent of each other, which batch normalisation makes them only nearly."""
     x = torch.from_numpy(np.array(one.activations)).requires_grad_()
     logits: Tensor = module(x)

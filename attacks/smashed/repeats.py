@@ -54,6 +54,8 @@ class Repeats:
     def _keep(self, found: NDArray[np.int64], flat: NDArray[np.float32], epoch: int) -> None:
         new = len(self.evidence) - len(self._epochs)
         if new:
-            self._places = np.concatenate([self._places.reshape(-1, flat.shape[1]), np.zeros((new, flat.shape[1]), np.float32)])
+            self._places = np.concatenate(
+                [self._places.reshape(-1, flat.shape[1]), np.zeros((new, flat.shape[1]), np.float32)]
+            )
             self._epochs = np.concatenate([self._epochs, np.zeros(new, np.int64)])
         self._places[found], self._epochs[found] = flat, epoch

@@ -211,8 +211,7 @@ class Libp2pTransport:
         try:
             for piece in in_pieces(frame, PIECE_BYTES):
                 with anyio.move_on_after(WRITE_SECONDS) as patience:
-                    # Past the library's account of the stream's state: one that fails is given up here anyway.
-                    whole = await libp2p_host.attempt(stream.muxed_stream.write(piece))
+                    whole = await libp2p_host.write(stream, piece)
                 if not whole or patience.cancelled_caught:
                     return False
             neighbour.stream = stream

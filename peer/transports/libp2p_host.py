@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CONNECTIONS", "CONNECTIONS_A_PEER", "Handler", "attempt", "connections", "give_up", "make", "new_stream", "read",
-    "running", "socket_of",
+    "running", "socket_of", "write",
 ]  # fmt: skip
 
 CONNECTIONS: Final = 256
@@ -138,6 +138,12 @@ async def read(stream: "INetStream") -> bytes:
     except Exception as error:  # noqa: BLE001  # see the top
         _log.debug("a stream ended: %r", error)
         return b""
+
+
+async def write(stream: "INetStream", data: bytes) -> bool:
+    """Whether `data` was written on `stream`. Not for one that is used after a failure: the library's account of a
+    stream's state, which takes a turn of the event loop, is passed by."""
+    return await attempt(cast(Any, stream).muxed_stream.write(data))
 
 
 async def give_up(stream: "INetStream") -> None:

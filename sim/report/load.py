@@ -17,12 +17,13 @@ from pydantic import TypeAdapter, ValidationError
 
 from veilmesh.core import BadInput
 from veilmesh.core.registry import first_complaint
-from veilmesh.sim.report.model import Cell, Claim, Metric, Report, Run, Study, Summary
+from veilmesh.sim.report.model import Cell, Claim, Metric, Noticed, Report, Run, Study, Summary
 
 __all__ = ["cleaned", "inside", "labelled", "read_report", "read_summaries", "validated"]
 
 T = TypeVar("T")
 LONGEST = 2000
+NOTICED = ("alarm", "canary", "replaced")
 
 
 def read_report(folder: Path) -> Report:
@@ -107,7 +108,10 @@ def _run(folder: Path, summary: Summary | None, label: str, arm: str) -> tuple[R
     kinds = Counter(str(event.get("kind", "?")) for event in events)
     curve = validated(tuple[Metric, ...], metrics, folder / "metrics.jsonl")
     record = _read_json(folder / "run.json")
-    return Run(label, arm, folder, summary, curve, dict(sorted(kinds.items())), record), torn + broken
+    told = [event for event in events if event.get("kind") in NOTICED]
+    noticed = validated(tuple[Noticed, ...], told, folder / "events.jsonl")
+    run = Run(label, arm, folder, summary, curve, dict(sorted(kinds.items())), record, noticed=noticed)
+    return run, torn + broken
 
 
 def labelled(cells: tuple[Cell, ...]) -> Iterator[tuple[str, str]]:

@@ -16,20 +16,24 @@ __all__ = [
     "Attacked",
     "Cell",
     "Claim",
+    "Division",
     "Guarantee",
     "Guessed",
     "Inferred",
     "Lengths",
     "Metric",
+    "Noticed",
     "Peer",
     "Privacy",
     "Report",
     "Run",
     "Setup",
+    "Stage",
     "Study",
     "Summary",
     "Tampering",
     "Traffic",
+    "Wrapping",
 ]
 
 
@@ -75,10 +79,44 @@ class Tampering:
 
 
 @dataclass(frozen=True, slots=True)
+class Wrapping:
+    """The scenario's split: what is made of what crosses a cut."""
+
+    micro_batches: int | None = None
+    codec: Any = None
+    gradients: Any = None
+    guards: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Setup:
     """What the report reads of a run's scenario."""
 
     adversary: Tampering | None = None
+    split: Wrapping | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One part of a network that is cut: who played it at the beginning, its layers, and the shape of what leaves it,
+    of one example."""
+
+    players: tuple[Words, ...] = ()
+    pieces: tuple[Words, ...] = ()
+    parameters: int | None = None
+    leaves: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Division:
+    """Where a network is cut; `labels`: "own", "sent" or "held" at the last stage."""
+
+    labels: Words = ""
+    stages: tuple[Stage, ...] = ()
+
+    def played(self, name: str) -> tuple[int, ...]:
+        """The stages that a member plays, by number; the head is 0."""
+        return tuple(number for number, stage in enumerate(self.stages) if name in stage.players)
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,17 +267,25 @@ class Summary:
     rounds: int | None = None
     accuracy: float | None = None
     bytes_per_peer_round: float | None = None
+    bytes_sent: float | None = None  # by all members
+    cpu_seconds: float | None = None
     bytes_counted: Words = ""
     seconds: float | None = None
     seconds_per_round: float | None = None
     protections: Mapping[str, Any] = field(default_factory=dict)
     guards: tuple[Any, ...] = ()
     codec: Any = None
+    split: Division | None = None  # None: everybody has the whole network
     epsilon: float | None = None
     privacy: Privacy | None = None  # None: an older run, which says nothing of it
     scenario: Setup = field(default_factory=Setup)
     attacks: tuple[Attacked, ...] = ()
     traffic: Traffic | None = None
+
+    @property
+    def bytes_per_round(self) -> float | None:
+        """What all members said in a round: in split mode a data owner's part says little of it."""
+        return None if self.bytes_sent is None else self.bytes_sent / max(self.rounds or 1, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,6 +332,21 @@ class Metric:
 
 
 @dataclass(frozen=True, slots=True)
+class Noticed:
+    """Something that befell a run: a guard's `alarm` or `canary`, or that somebody was `replaced`."""
+
+    kind: Words = ""
+    peer: int = 0
+    t: float | None = None
+    step: int | None = None
+    round: int | None = None
+    why: Words = ""
+    stage: int | None = None
+    gone: Words = ""
+    by: Words = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Run:
     """One run as the report shows it: `label` says where it sits on the axes, `arm` the same without the task, `kind`
     without task and seed."""
@@ -298,6 +359,7 @@ class Run:
     events: Mapping[str, int] = field(default_factory=dict)
     record: Mapping[str, Any] = field(default_factory=dict)
     kind: str = ""
+    noticed: tuple[Noticed, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from veilmesh.sim.report.model import Adversary, Attacked, Peer, Summary
+from veilmesh.sim.report.model import Adversary, Attacked, Division, Peer, Summary
 
-__all__ = ["Row", "malicious", "position", "rows"]
+__all__ = ["Row", "malicious", "position", "rows", "staged"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +31,12 @@ def malicious(summary: Summary) -> tuple[int, ...]:
     """Indices of the peers the adversary controls."""
     if summary.adversary is None:
         return ()
-    named = [peer.index for peer in summary.peers if peer.name == summary.adversary.vantage]
+    named = [peer.index for peer in summary.peers if peer.name in summary.adversary.vantage.split("+")]
     return summary.adversary.controls or tuple(named)
 
 
 def position(summary: Summary, attacked: Attacked | None) -> str:
-    """Where an attacker sat, in words: "peer:3, neighbour of 4", "the server", "the wire, tapping every link"."""
+    """Where an attacker sat, in words: "peer:3, neighbour of 4", "the server", "tail, stage 1", "the wire, tapping every link"."""
     adversary = summary.adversary or Adversary()
     vantage = (attacked.vantage if attacked else "") or adversary.vantage
     if "+" in vantage:
@@ -58,9 +58,19 @@ def _coalition(places: Sequence[str]) -> str:
 def _place(summary: Summary, held: Sequence[Peer]) -> str:
     if _serves(held):
         return "the server"
+    if summary.split and len(held) == 1:
+        return staged(summary.split, held[0].name)
     mine = {peer.index for peer in held}
     near = {end for edge in summary.edges if mine & set(edge) for end in edge} - mine
     return f"neighbour of {len(near)}" if near else ""
+
+
+def staged(split: Division, name: str) -> str:
+    """Which stages a member plays, in words."""
+    numbers = [str(number) for number in split.played(name)]
+    if not numbers:
+        return "stands by" if name.startswith("standby:") else ""
+    return f"stage{'s' * (len(numbers) > 1)} {' and '.join(numbers)}"
 
 
 def _serves(held: Sequence[Peer]) -> bool:

@@ -124,7 +124,11 @@ def _facts(run: Run) -> dict[str, str]:
     facts = {name: described(value) for name, value in run.summary.protections.items()}
     if run.summary.guards:
         facts["guards"] = "; ".join(described(guard) for guard in run.summary.guards)
-    if run.summary.codec:
+    wrapped = run.summary.scenario.split
+    if run.summary.split and wrapped:
+        facts["guards at the cuts"] = "; ".join(described(guard) for guard in wrapped.guards) or "none"
+        facts["codecs at the cuts"] = f"{described(wrapped.codec)}, gradients {described(wrapped.gradients)}"
+    elif run.summary.codec:
         facts["codec"] = described(run.summary.codec)
     return facts
 

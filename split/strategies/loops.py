@@ -96,6 +96,8 @@ class Turns:
                 last, heads = self._last, self._kit.plan.heads
                 if self._handed is None and last and self._kit.order[last.round % heads] not in self._present:
                     self._handed, self._last = last, None
+                if self._turn < 0 and not self._present.intersection(self._kit.order[: self._kit.place]):
+                    return self._take(self._kit.place, None)  # who had the first turns is gone: it begins anew
                 return self._pass_on(now) if self._handed else []
             case TimerFired("split-handover"):
                 return self._pass_on(now)

@@ -94,7 +94,7 @@ class SplitMachine:
                 if route[stage] == kit.place:
                     self._play(head, stage)
         self._gates = {stage: gate(kit, stage) for stage in range(1, kit.plan.stages)}
-        self._replicas: dict[tuple[int, int], dict[int, StageState]] = {}  # at a standby: the last two, by step
+        self._replicas: dict[tuple[int, int], dict[int, StageState]] = {}  # at a standby: the last few, by step
         self._over: dict[int, int] = {}  # data owners that are done: after how many rounds
         self._rounds = 0
         self._closing: str | None = None
@@ -139,7 +139,10 @@ class SplitMachine:
         kept: list[Effect] = []
         for effect in effects:
             if isinstance(effect, Note) and effect.kind == "round":
-                self._rounds = max(self._rounds, int(str(effect.data["round"])) + 1)
+                done = int(str(effect.data["round"])) + 1
+                if done <= self._rounds:  # of one data owner after the other
+                    continue
+                self._rounds = done
             if not isinstance(effect, Stop) or isinstance(effect.result, Outcome):
                 kept.append(effect)
             elif self._closing is None:
@@ -295,7 +298,7 @@ class SplitMachine:
         if m.step <= max(held, default=-1):
             return []
         held[m.step] = StageState(m.blob, m.start, m.state)
-        for old in sorted(held)[:-2]:
+        for old in sorted(held)[: -1 - len(self._kit.plan.standbys)]:  # as many may die at once, each a step apart
             del held[old]
         round_, step = divmod(m.step + 1, self._kit.steps)
         return [] if step else [Note("round", {"round": round_ - 1})]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from veilmesh.core import LocalError, Refusal, RemoteError
-from veilmesh.peer.machine import Effect, Note, Send
+from veilmesh.peer.machine import Effect, Note, Send, Stop
 from veilmesh.split import messages
 from veilmesh.split.messages import Activations, Answer, Ask, Diverged, Gradients, Replica
 from veilmesh.split.strategies.base import SplitKit
@@ -67,7 +67,8 @@ class Station:
         self._answered = answered
         self._after_step = stepped
         self._step = -1
-        self._copies = copies  # None: it has begun
+        self._copies = copies  # None: it has done a step
+        self._through = -1  # what a copy already holds is not learned from again, up to this step
         self._early: dict[int, tuple[Activations, int]] = {}  # by micro-batch, of a step to come; how often it was said
         self._said: dict[int, bytes] = {}  # by micro-batch: what went up
         self._said_before: dict[int, bytes] = {}  # in the step before, where somebody stands by
@@ -94,16 +95,11 @@ class Station:
 
     def activations(self, m: Activations) -> list[Effect]:
         """What came from below, checked."""
-        effects: list[Effect] = []
-        if self._copies is not None:
-            if self._waits(m, self._copies):
-                return []
-            effects = self._take_over(m.step, self._copies)
-        elif m.step == self._step + 1 and not self._idle:  # it will be that step's turn
-            self._early[m.micro] = m, 1
+        if m.step <= self._through or (m.step > self._step and self._waits(m)):
             return []
-        elif m.step > self._step:
-            effects = self._turn(m.step)
+        effects: list[Effect] = []
+        if m.step > self._step:
+            effects = self._turn(m.step) if self._copies is None else self._take_over(m.step, self._copies)
         earlier = self._returned if m.step == self._step else self._before if m.step == self._step - 1 else {}
         if m.micro in earlier:
             return [*effects, self._down(earlier[m.micro])]
@@ -129,43 +125,51 @@ class Station:
 
     # --- taking over -------------------------------------------------------------------------------------------
 
-    def _waits(self, m: Activations, copies: Mapping[int, StageState]) -> bool:
-        """Whether one that takes over waits for the step before this one, which it has no copy of: not for ever."""
-        if m.step == 0 or m.step - 1 in copies:
+    def _waits(self, m: Activations) -> bool:
+        """Whether a step to come waits for the one under way; or, for one that takes over, for the step before it,
+        which it has no copy of: that one not for ever."""
+        if self._copies is None and (self._idle or m.step > self._step + 1):
+            return False
+        if self._copies is not None and (m.step == 0 or m.step - 1 in self._copies):
             return False
         times = 1 + (self._early[m.micro][1] if m.micro in self._early else 0)
         self._early[m.micro] = m, times
-        return times < _IN_VAIN
+        return times < _IN_VAIN or m.step == self._step + 1
 
     def _take_over(self, step: int, copies: Mapping[int, StageState]) -> list[Effect]:
         """Begin with the copy of the step before `step`; without one, with the nearest that there is."""
-        early, self._copies = self._early, None
+        early = self._early
         base = max((known for known in copies if known < step), default=min(copies, default=-1) if step else -1)
-        self._step = min(base, step - 1)
+        self._step, self._said, self._returned = min(base, step - 1), {}, {}
         effects = self._turn(step)
         self._early = {micro: (m, n) for micro, (m, n) in early.items() if m.step == step + 1}
-        return effects if base < 0 else [*effects, *self._restore(base, copies)]
+        if base >= step:  # it has learned from that step once, and will again
+            effects.append(Note("stale", {"stage": self.stage, "steps": base - step + 1}))
+        return effects if base < 0 else [*effects, *self._restore(base, step, copies)]
 
-    def _restore(self, base: int, copies: Mapping[int, StageState]) -> list[Effect]:
+    def _restore(self, base: int, step: int, copies: Mapping[int, StageState]) -> list[Effect]:
         def restored(result: object) -> list[Effect]:
             return [_refused(self.stage, result.detail)] if isinstance(result, Refused) else []
 
-        self._step = max(self._step, base)
-        name = f"restore-{self.head}-{self.stage}-{base}"
+        name = f"restore-{self.head}-{self.stage}-{base}-{step}"
         return [self._desk.ask(name, Restore(self.head, self.stage, copies[base]), restored)]
 
     def settle(self) -> list[Effect]:
-        """Begin with the last copy that there is, if nothing has begun: no step will be asked for."""
+        """Be what the last copy says, if one that takes over has done no step yet: none of those is asked for."""
         copies, self._copies = self._copies, None
-        return self._restore(max(copies), copies) if copies else []
+        if not copies or max(copies) < self._step:
+            return []
+        self._through = max(copies)
+        self._turn(self._through)
+        return self._restore(self._through, self._through + 1, copies)
 
     def again(self) -> list[Effect]:
         """Say what went up of this step and of the one before once more: there is somebody else above."""
         return [self._up(body) for said in (self._said_before, self._said) for _, body in sorted(said.items())]
 
     def _repeat(self, micro: int) -> list[Effect]:
-        """Say what went up once more; where somebody took over, all of it: also of micro-batches that were answered, for
-        without them no step is whole, and of the step before, which may be missing there."""
+        """Say what went up once more; where somebody took over, all of it: also of micro-batches that were answered,
+        for without them no step is whole, and of the step before, which may be missing there."""
         first = min(m for m in self._said if m not in self._returned)
         if (self.head, self.stage + 1) in self._company.recasts and micro == first:
             return self.again()
@@ -237,17 +241,20 @@ class Station:
         """A step is done; what came too early is taken now."""
         effects: list[Effect] = []
         round_, step = divmod(self._step + 1, self._kit.steps)
-        if not step and self.head == 0 and self._told is None:
+        if not step and self._told is None:
             effects.append(Note("round", {"round": round_ - 1}))
         effects += self._after_step(self.head, self.stage, self._step)
+        self._copies = None
         early, self._early = self._early, {}
         return [*effects, *(e for _, (m, _) in sorted(early.items()) for e in self.activations(m))]
 
     def _refuse(self, step: int, refused: Refused) -> list[Effect]:
         """Note what was wrong; a data owner is told that its step cannot be done."""
         note = _refused(self.stage, refused.detail)
-        if not refused.diverged or self._told is not None:
+        if not refused.diverged:
             return [note]
+        if self._told is not None:
+            return [note, Stop(refused.detail)]
         return [note, Send(self._company.player(self.head, 0), messages.encode(Diverged(self.head, self.stage, step)))]
 
     # --- questions ---------------------------------------------------------------------------------------------
@@ -258,10 +265,10 @@ class Station:
         if (m.number, m.part) in self._asking or len(self._asking) >= _ASKED:
             return []
         effects: list[Effect] = []
-        if self._copies is not None:
+        if self._copies is not None or not self._idle:  # it took over, and is told of the last step before it is asked
             self._vain += 1
             if self._vain < 2 * _IN_VAIN:
-                return []  # it is asked again, and before that told of the last step
+                return []
             effects = self.settle()
         if (self.head, self.stage + 1) in self._company.recasts:
             effects += self.again() if (m.number, m.part) == self._last_ask else []

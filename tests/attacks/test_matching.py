@@ -10,9 +10,10 @@ from torch import nn
 from torch.nn import functional
 
 from veilmesh.attacks import ATTACKS, observe_updates
+from veilmesh.attacks.matching.cheaper import Differenced, Rounded
 from veilmesh.attacks.matching.descent import Adam, Evaluation, Lbfgs, Variable
 from veilmesh.attacks.matching.distance import Absolute, Cosine, Squared
-from veilmesh.attacks.matching.predict import Differenced, Rounded, SingleGradient, Surrogate, Unrolled
+from veilmesh.attacks.matching.predict import SingleGradient, Surrogate, Unrolled
 from veilmesh.attacks.matching.prior import Consensus, FeatureAnchor, Smooth, SmoothSquared
 from veilmesh.attacks.matching.rounding import RoughCurvature
 from veilmesh.attacks.matching.space import Coarse, starting_pictures
