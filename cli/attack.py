@@ -23,7 +23,9 @@ def attack(
     ],
     vantage: Annotated[
         str,
-        typer.Option("--vantage", help="Where it sits: `peer:3`, `server`, `tail`, `wire`, `relay`.", show_default=False),
+        typer.Option(
+            "--vantage", help="Where it sits: `peer:3`, `server`, `tail`, `wire`, `relay`.", show_default=False
+        ),
     ],
     changes: Annotated[
         list[str] | None, typer.Option("--set", help="An option of the attack, as name=value; may be repeated.")

@@ -115,7 +115,9 @@ class Display:
             case "refused":
                 self.say(f"  {event['peer']} dropped a frame: {data.get('detail') or data['why']}")
             case "replaced":
-                self.say(f"  {data['by']} plays stage {data['stage']} for {event['peer']}, since {data['gone']} is gone")
+                self.say(
+                    f"  {data['by']} plays stage {data['stage']} for {event['peer']}, since {data['gone']} is gone"
+                )
             case "alarm" | "canary":
                 peer.alarms += 1
                 if peer.alarms == 1:  # a guard that once is suspicious mostly stays so

@@ -15,7 +15,9 @@ __all__ = ["up"]
 
 
 def up(
-    peers: Annotated[int | None, typer.Option("--peers", help="How many peers; in split mode, data owners. [default: 5]")] = None,
+    peers: Annotated[
+        int | None, typer.Option("--peers", help="How many peers; in split mode, data owners. [default: 5]")
+    ] = None,
     task: Annotated[
         str | None,
         typer.Option("--task", help="See `veilmesh list tasks`. [default: digits]", autocompletion=completed("tasks")),

@@ -16,7 +16,9 @@ def view(
     run: Annotated[Path, typer.Argument(help="The folder of a finished run.", show_default=False)],
     vantage: Annotated[
         str,
-        typer.Option("--vantage", help="Where it sits: `peer:3`, `server`, `tail`, `wire`, `relay`.", show_default=False),
+        typer.Option(
+            "--vantage", help="Where it sits: `peer:3`, `server`, `tail`, `wire`, `relay`.", show_default=False
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", help="The file to write.", show_default=False)],
     told: Annotated[

@@ -43,7 +43,8 @@ class Game:
 
 def infer(folder: Path, cast: Cast, ids: Sequence[PeerId], choice: Choice, vantage: str) -> dict[str, Any]:
     """Run one inference on a finished run from `vantage`; its row for the summary. Raises BadInput."""
-    from veilmesh.attacks.inference.property import Property  # here: it brings torch
+    from veilmesh.attacks.inference.activation_property import ActivationProperty  # here: they bring torch
+    from veilmesh.attacks.inference.property import Property
 
     attack: Inference = choice.build(INFERENCES)
     if cast.dataset.per_pixel:
@@ -54,7 +55,7 @@ def infer(folder: Path, cast: Cast, ids: Sequence[PeerId], choice: Choice, vanta
     given = {victim: game.candidates for victim, game in games.items()}
     scores = list(attack.run(view, given, randomness(view.public, choice.name)))
     seconds = time.process_time() - begin
-    if isinstance(attack, Property):
+    if isinstance(attack, Property | ActivationProperty):
         truth = [_had(cast, ids, one, partial(attack.holds, public=view.public)) for one in scores]
         found = property_figures(scores, truth)
     elif attack.infers == "peers":

@@ -120,9 +120,8 @@ class Adversary(_Strict):
         """Raises BadInput where the vantage is none of `members`, and no place to tap either."""
         for place in self.places:
             if place not in members and place != "wire" and not place.startswith("relay"):
-                raise BadInput(
-                    f"adversary.vantage: there is no {place!r} in this run; known: {', '.join(members)}, wire and relay."
-                )
+                known = ", ".join(members)
+                raise BadInput(f"adversary.vantage: there is no {place!r} in this run; known: {known}, wire and relay.")
 
 
 class Transcript(_Strict):

@@ -192,7 +192,7 @@ class SplitCast(Cast):
     def _swarm(self) -> "_Heads":
         """The heads as the members of a swarm: its model is the head."""
         strategy = _heads(self.scenario.strategy.build(SPLITS))
-        scenario = self.scenario.model_copy(update={"strategy": strategy, "split": None})
+        scenario = self.scenario.model_copy(update={"strategy": strategy, "split": None, "adversary": None})
         first = self.initial[: self.sizes[0]]
         own = layout(divide(self._network(), self.at)[0])
         return _Heads(scenario, self.dataset, self.shards, self.rows, first, own=tuple(own))

@@ -90,13 +90,13 @@ def shapes(stages: Sequence[nn.Module], picture: tuple[int, ...]) -> list[tuple[
     """What enters each stage, of one example, and what leaves the last: one shape more than there are stages."""
     x = torch.zeros(2, *picture)
     found = [tuple(x.shape[1:])]
-    modes = [stage.training for stage in stages]
+    modes = [(module, module.training) for stage in stages for module in stage.modules()]
     with torch.no_grad():
         for stage in stages:
             x = stage.eval()(x)
             found.append(tuple(x.shape[1:]))
-    for stage, mode in zip(stages, modes, strict=True):
-        stage.train(mode)
+    for module, mode in modes:
+        module.training = mode
     return found
 
 

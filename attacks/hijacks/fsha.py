@@ -159,4 +159,5 @@ class _Hijacker:
 
     @staticmethod
     def _unit(g: Tensor) -> Tensor:
-        return g / g.norm().clamp_min(1e-12)
+        unit: Tensor = g / g.norm().clamp_min(1e-12)
+        return unit

@@ -64,13 +64,13 @@ class Property:
         """As `Inference.run`, (1,) for each update that was seen; looks at no candidate. Nothing where public pictures
         do not have it both ways. Raises BadInput without labelled public pictures."""
         known, network = public_pictures(view.public), Network(view.public)
-        drawn = self._batches(view.public, known, rng)
+        drawn = self.batches(view.public, known, rng)
         for observed in observe_updates(view, self.targets):
             if not observed.among and drawn is not None:
                 value = self._score(network, view.public, known, observed, *drawn)
                 yield Scores(observed.victim, "local", observed.round, np.array([value]), 0.0)
 
-    def _batches(
+    def batches(
         self, public: Public, known: Candidates, rng: np.random.Generator
     ) -> tuple[NDArray[np.int64], NDArray[np.bool_]] | None:
         """As many batches with the property as without, of all of a round's steps: (S, steps * B) and (S,).

@@ -20,6 +20,7 @@ __all__ = ["Begins", "Pilot", "make_pilot"]
 Begins = Literal["public", "own"]
 """Whether a pilot begins with the parameters that all heads begin with, or with some of its own."""
 _RATE = 2e-3  # Adam's, of the pilot and its decoder
+_PART = 256
 _SOLVED = 2000  # public pictures that the decoder's linear map is solved on
 
 
@@ -33,12 +34,12 @@ class Pilot:
     @torch.no_grad()
     def features(self, pictures: Tensor) -> Tensor:
         """The wanted activations (N, ...) of pictures (N, C, H, W)."""
-        return torch.cat([self.encoder(part) for part in pictures.split(256)])
+        return torch.cat([self.encoder(part) for part in torch.split(pictures, _PART)])
 
     @torch.no_grad()
     def pictures(self, activations: Tensor) -> Tensor:
         """Pictures (N, C, H, W) in [0, 1] behind activations (N, ...) of that space."""
-        return torch.cat([self.decoder(part).clamp(0, 1) for part in activations.split(256)])
+        return torch.cat([self.decoder(part).clamp(0, 1) for part in torch.split(activations, _PART)])
 
 
 class _Both(nn.Module):

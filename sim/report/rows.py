@@ -36,7 +36,8 @@ def malicious(summary: Summary) -> tuple[int, ...]:
 
 
 def position(summary: Summary, attacked: Attacked | None) -> str:
-    """Where an attacker sat, in words: "peer:3, neighbour of 4", "the server", "tail, stage 1", "the wire, tapping every link"."""
+    """Where an attacker sat, in words: "peer:3, neighbour of 4", "the server", "tail, stage 1", "wire, tapping every
+    link"."""
     adversary = summary.adversary or Adversary()
     vantage = (attacked.vantage if attacked else "") or adversary.vantage
     if "+" in vantage:

@@ -14,6 +14,8 @@ from veilmesh.crypto.codecs.base import Codec, Vector
 from veilmesh.crypto.codecs.dense import Dense
 from veilmesh.peer.machine import PeerId
 from veilmesh.peer.transcript import Record
+from veilmesh.split import messages as messages_of_split
+from veilmesh.split.cut import divide
 from veilmesh.swarm import messages
 from veilmesh.tasks.models.build import build_model, initial_vector, vector_to_parameters
 
@@ -115,3 +117,108 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
 
     bunch = load_digits(n_class=4)
     return (bunch.images[:, None] / 16).astype(np.float32), bunch.target.astype(np.int64)
+
+
+@dataclass
+class SplitRun:
+    """Split training of one data owner in plain torch, every message on record at both of its ends.
+
+    `seat`: "tail" (vanilla, labels sent), "held" (vanilla, labels held at the tail), or "body" (U-shaped).
+    """
+
+    public: Public
+    seat: str
+    pictures: np.ndarray
+    labels: np.ndarray
+    batches: list[np.ndarray] = field(default_factory=list)
+    records: list[Record] = field(default_factory=list)
+    stages: list[torch.nn.Sequential] = field(default_factory=list)
+
+    def train(self, steps: int, guard: Any = None) -> "SplitRun":
+        """`steps` steps of SGD, a batch in order each; `guard(g, labels)`: what leaves instead of a gradient."""
+        options = {k: v for k, v in self.public.model.items() if k != "name"}
+        network = build_model(str(self.public.model["name"]), options, self.public.shape, self.public.classes, 0)
+        vector_to_parameters(network, self.public.initial)
+        self.stages = divide(network, self.public.split["cuts"])
+        size = self.public.batch
+        for step in range(steps):
+            at = np.arange(step * size, (step + 1) * size) % len(self.labels)
+            self.batches.append(at)
+            self._step(step, at, guard)
+        return self
+
+    def _step(self, step: int, at: np.ndarray, guard: Any) -> None:
+        x, y = torch.from_numpy(self.pictures[at]), torch.from_numpy(self.labels[at])
+        entered: list[torch.Tensor] = []
+        for number, stage in enumerate(self.stages):
+            if number:
+                x = x.detach().requires_grad_()
+                entered.append(x)
+                self._up(step, number, x, at)
+            x = stage(x)
+            entered.append(x)
+        gradient = None
+        loss = torch.nn.functional.cross_entropy(entered.pop(), y)
+        left: torch.Tensor = loss
+        for number in range(len(self.stages) - 1, -1, -1):
+            parameters = list(self.stages[number].parameters())
+            inputs = [entered.pop()] if number else []
+            found = list(torch.autograd.grad([left], [*parameters, *inputs], [gradient] if gradient is not None else None))
+            if number:
+                gradient = found.pop()
+                if guard is not None and number == len(self.stages) - 1:
+                    gradient = guard.gradient(gradient, y)
+                self._say(number, number - 1, messages_of_split.Gradients(
+                    0, number - 1, step, 0, table.encode(Dense(), gradient.numpy().reshape(-1), _rng()), float(loss)))  # fmt: skip
+                left = entered.pop()
+            with torch.no_grad():
+                for parameter, g in zip(parameters, found, strict=True):
+                    parameter -= self.public.learning_rate * g
+
+    def _up(self, step: int, number: int, x: torch.Tensor, at: np.ndarray) -> None:
+        blob = table.encode(Dense(), x.detach().numpy().reshape(-1), _rng())
+        labels = self.labels[at].astype("<u2").tobytes() if self.seat == "tail" else b""
+        which = at.astype("<u4").tobytes() if self.seat == "held" else b""
+        rows = len(at)
+        said = messages_of_split.Activations(0, number, step, 0, 1, rows, rows, blob, labels, which)
+        self._say(number - 1, number, said)
+
+    def _say(self, sender: int, to: int, message: messages_of_split.Message) -> None:
+        route = self.public.split["route"][0]
+        body = messages_of_split.encode(message)
+        for end in (route[to], route[sender]):
+            self.records.append(Record(float(len(self.records)), end, route[sender], route[to], len(body), b"x", body))
+
+    def view(self, *controls: str) -> View:
+        own = {PeerId("peer:0"): self._own} if "peer:0" in controls else {}
+        held = {PeerId("peer:0"): self.labels} if self.seat == "held" and "tail" in controls else {}
+        place = Vantage(frozenset(PeerId(c) for c in controls))
+        return observe(place, self.records, self.public, own.get(PeerId("peer:0")), None, held)
+
+    def _own(self, peer: PeerId, round_: int) -> tuple[np.ndarray, np.ndarray]:
+        steps = range(round_ * self.public.local_steps, (round_ + 1) * self.public.local_steps)
+        at = np.concatenate([self.batches[step] for step in steps])
+        known = self.seat != "held"
+        return self.pictures[at], self.labels[at] if known else np.full(len(at), -1)
+
+
+@pytest.fixture
+def make_split(digits: tuple[np.ndarray, np.ndarray]) -> Any:
+    """Builds a `SplitRun` of four digits: from its seat, and changes to its `Public`."""
+
+    def build(seat: str = "tail", **changes: Any) -> SplitRun:
+        x, y = digits
+        other = "body" if seat == "body" else "tail"
+        route = ["peer:0", other, "peer:0"] if seat == "body" else ["peer:0", other]
+        about = {
+            "cuts": [3, 5] if seat == "body" else [3], "route": [route], "copies": False, "micro_batches": 1,
+            "labels": {"tail": "sent", "held": "held", "body": "own"}[seat], "codec": {"name": "dense"},
+            "gradients": {"name": "dense"}, "guards": [], "examples": [100], "momentum": 0.0,
+        }  # fmt: skip
+        about |= changes.pop("split", {})
+        given = {"model": {"name": "mlp", "hidden": (16, 12)}, "batch": 10, "peers": ("peer:0", other), "weights": {},
+                 "strategy": "u-shaped" if seat == "body" else "vanilla", "split": about, "pictures": x[100:200],
+                 "picture_labels": y[100:200], **changes}  # fmt: skip
+        return SplitRun(make_public(**given), seat, x[:100], y[:100])
+
+    return build

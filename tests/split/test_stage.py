@@ -54,9 +54,7 @@ Y = RNG.integers(0, CLASSES, N)
 
 def network() -> nn.Sequential:
     torch.manual_seed(3)
-    return nn.Sequential(
-        nn.Flatten(), nn.Linear(16, 10), nn.Tanh(), nn.Linear(10, 8), nn.Tanh(), nn.Linear(8, CLASSES)
-    )
+    return nn.Sequential(nn.Flatten(), nn.Linear(16, 10), nn.Tanh(), nn.Linear(10, 8), nn.Tanh(), nn.Linear(8, CLASSES))
 
 
 AT = (3, 5)
