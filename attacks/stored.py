@@ -211,7 +211,7 @@ def _faults(stored: _Stored) -> Iterator[str]:
         yield "its server is none of its peers"
     if public.pictures is not None and not _fit(public.pictures, public.picture_labels, public):
         yield "its public pictures do not fit its task"
-    if not all(_fit(own.pictures, own.labels, public) for own in stored.own or ()):
+    if not all(_fit(own.pictures, np.maximum(own.labels, 0), public) for own in stored.own or ()):  # -1: not known
         yield "the adversary's own pictures do not fit its task"
     if not all(_classes(told.labels, public) for told in stored.told or ()):
         yield "labels are no classes of its task"

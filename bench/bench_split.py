@@ -8,8 +8,10 @@ reach the data owner, so all of it is in them: both halves, the wire, the optimi
 
 `--baselines DIR` runs `hm_split.py` in DIR beside it, in the environment `hivemind` under `--environments`: it prints a
 line `RESULT {"ms_p50": ..., "ms_p95": ..., "lo_KB_per_step": ...}`. The systems take turns, so that a machine whose
-speed changes changes it for all; the ratio of medians is what to quote. Every turn has a network namespace of its own
-where the system allows it, so that nobody else's bytes are counted. Everything that is printed is measured.
+speed changes changes it for all; the ratio of medians is what to quote, from a machine with nothing else to do: a step
+is handed from process to process, and where others queue for the processors, it waits its turn at every hand. Every
+turn has a network namespace of its own where the system allows it, so that nobody else's bytes are counted. Accuracy is
+that on test pictures; hivemind's script says that of its last batches. Everything that is printed is measured.
 """
 
 import argparse
@@ -60,6 +62,7 @@ class Turn:
 
     p50: float  # milliseconds
     p95: float
+    mean: float
     octets: float  # that a step sends, in TCP's streams, with everything around the tensors; hivemind: as `loopback`
     loopback: float  # and in the loopback interface, TCP's own headers included
     raw: float
@@ -128,8 +131,9 @@ def ours(protocol: str, steps: int, data: Path, folder: Path) -> Turn:
     counted = sum(marks["done"][way] - marks["begun"][way] for way in ("sent", "received"))
     n = len(taken)
     return Turn(
-        taken[n // 2], taken[int(0.95 * n)], counted / n, found["loopback"] / n, RAW[protocol], summary["accuracy"]
-    )
+        taken[n // 2], taken[int(0.95 * n)], sum(taken) / n, counted / n, found["loopback"] / n, RAW[protocol],
+        summary["accuracy"],
+    )  # fmt: skip
 
 
 def alone() -> list[str]:
@@ -174,7 +178,7 @@ def turn(system: str, asked: argparse.Namespace, work: Path, number: int) -> Tur
     if found is None:
         return None
     octets, raw = 1e3 * found["lo_KB_per_step"], 1e3 * found["raw_KB"]
-    return Turn(found["ms_p50"], found["ms_p95"], octets, octets, raw, found.get("acc_last20"))
+    return Turn(found["ms_p50"], found["ms_p95"], found["ms_mean"], octets, octets, raw, found.get("acc_last20"))
 
 
 def line(system: str, turns: list[Turn], theirs: float | None) -> str:
@@ -188,6 +192,7 @@ def line(system: str, turns: list[Turn], theirs: float | None) -> str:
         verdict = f"step {_said(p50 / theirs, STEP_MARK)}, {verdict}"
     return (
         f"{system:10} {p50:8.2f} {spread:>12} {statistics.median(t.p95 for t in turns):8.2f} "
+        f"{statistics.median(t.mean for t in turns):8.2f} "
         f"{f'{p50 / theirs:.2f}x' if theirs else '-':>9} {octets / 1e3:9.1f} {octets / raw:8.3f}x "
         f"{statistics.median(t.loopback for t in turns) / 1e3:9.1f} {accuracy:9.3f}  "
         f"{verdict if system != 'hivemind' else ''}"
@@ -210,8 +215,8 @@ def compare(asked: argparse.Namespace, work: Path) -> None:
         for system, found in turns.items():
             if one := turn(system, asked, work, number):
                 found.append(one)
-    heads = ("ms p50", "of turns", "ms p95", "hivemind", "kB sent", "of raw", "kB in lo", "accuracy")
-    print(f"{'':10} " + " ".join(f"{head:>{w}}" for head, w in zip(heads, (8, 12, 8, 9, 9, 9, 9, 9), strict=True)))
+    heads = ("ms p50", "of turns", "ms p95", "ms mean", "hivemind", "kB sent", "of raw", "kB in lo", "accuracy")
+    print(f"{'':10} " + " ".join(f"{head:>{w}}" for head, w in zip(heads, (8, 12, 8, 8, 9, 9, 9, 9, 9), strict=True)))
     theirs = statistics.median(t.p50 for t in turns["hivemind"]) if turns.get("hivemind") else None
     for system, found in turns.items():
         print(line(system, found, theirs) if found else f"{system:10} no result")
@@ -235,6 +240,7 @@ def main() -> None:
             one = ours(asked.once, asked.steps, asked.data, asked.out)
             print("TURN", json.dumps({name: getattr(one, name) for name in Turn.__slots__}), flush=True)
             return
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what a turn started is ended then too
         with tempfile.TemporaryDirectory(prefix="bench-split-") as work:
             compare(asked, Path(work))
     except BadInput as error:

@@ -37,7 +37,7 @@ def _endings(peers: list[dict[str, Any]]) -> list[str]:
     for peer in peers:
         if peer["ended"] != "finished":
             early.setdefault((peer["ended"], peer["rounds"]), []).append(peer["name"])
-    return [f"{', '.join(names)} {ended} after {rounds} rounds" for (ended, rounds), names in early.items()]
+    return [f"{', '.join(names)}, after {rounds} rounds: {ended}" for (ended, rounds), names in early.items()]
 
 
 def _outcome(summary: dict[str, Any], measured: float | None) -> str:

@@ -87,8 +87,8 @@ class Registry(Generic[T]):
         if self._scanned:
             return
         for name in (self.package, *self._further):
-            package = importlib.import_module(name)
-            for module in pkgutil.iter_modules(getattr(package, "__path__", ())):  # a registry may also live in one file
+            places = getattr(importlib.import_module(name), "__path__", ())  # a registry may also live in one file
+            for module in pkgutil.iter_modules(places):
                 importlib.import_module(f"{name}.{module.name}")
         for point in entry_points(group=self.package):
             point.load()

@@ -232,7 +232,8 @@ class Node:
                     if isinstance(effect, Keep):
                         await self._put_down(effect)
                     self._perform(effect, work)
-            event = await self._turns.receive()  # others have their turn first: a flood must not keep heartbeats back
+            await anyio.lowlevel.checkpoint()  # a flood of events must not keep heartbeats from leaving
+            event = await self._turns.receive()
 
     def _feed(self, event: Event) -> list[Effect]:
         try:

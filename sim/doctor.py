@@ -31,7 +31,7 @@ LATER = "nothing to do yet"
 EXTRAS = {
     "datasets": ("data sets by name from the Hugging Face hub", "pip install 'veilmesh[hub]'"),
     "tensorboardX": ("TensorBoard files of a run", "pip install 'veilmesh[tensorboard]'"),
-    "tenseal": ("homomorphic sums of updates", "pip install 'veilmesh[he]'"),
+    "tenseal": ("homomorphic sums of updates, and split mode on ciphertexts", "pip install 'veilmesh[he]'"),
     "opacus": ("the epsilon of private training", "pip install 'veilmesh[privacy]'"),
     "ray": (f"studies spread over a cluster; {UNUSED}", LATER),
     "aiomqtt": (f"the MQTT transport; {UNUSED}", LATER),

@@ -140,11 +140,13 @@ def preload() -> None:
     from veilmesh.attacks.inference.base import INFERENCES
     from veilmesh.attacks.view import ATTACKS
     from veilmesh.peer.transports.base import TRANSPORTS
+    from veilmesh.split.guards.base import SPLIT_GUARDS
+    from veilmesh.split.strategies.base import SPLITS
     from veilmesh.swarm.guards.base import GUARDS
     from veilmesh.swarm.strategies.base import STRATEGIES
     from veilmesh.tasks.data.base import SOURCES
     from veilmesh.tasks.models.base import MODELS
 
-    for registry in (ATTACKS, GUARDS, HIJACKS, INFERENCES, MODELS, SOURCES, STRATEGIES, TRANSPORTS):
+    for registry in (ATTACKS, GUARDS, HIJACKS, INFERENCES, MODELS, SOURCES, SPLIT_GUARDS, SPLITS, STRATEGIES, TRANSPORTS):
         registry.names()  # scanning imports
     sys.stdout.flush()

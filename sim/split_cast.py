@@ -9,6 +9,7 @@ import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from veilmesh.sim.cast import Cast, stem, suitable
 from veilmesh.sim.scenario import Choice, Scenario, Split
 from veilmesh.split.cut import around_linear, divide, pieces, places, shapes
 from veilmesh.split.encrypted import LayerOwner, LayerUser, require_linear
+from veilmesh.split.encrypted_answers import Answerer, Asker, before_answers, require_few
 from veilmesh.split.guards.base import SPLIT_GUARDS, About
 from veilmesh.split.stage import CHUNK, Examples, StageOptions, Stages
 from veilmesh.split.strategies.base import SPLITS, HeadEvaluate, HeadTrain, Plan, SplitKit, SplitStrategy
@@ -36,6 +38,7 @@ from veilmesh.tasks.data.base import SOURCES, Dataset
 from veilmesh.tasks.models.base import MODELS
 from veilmesh.tasks.models.build import build_model, check_fit, initial_vector, layout
 from veilmesh.tasks.partition import PARTITIONS
+from veilmesh.tasks.training import Trainer
 from veilmesh.tasks.work import Indices, batch_indices
 
 __all__ = ["SplitCast"]
@@ -73,14 +76,14 @@ class SplitCast(Cast):
             raise BadInput(f"A batch of {smallest} cannot be divided into {split.micro_batches}; lower micro_batches.")
         initial = initial_vector(model.name, model.options, dataset.shape, dataset.classes, scenario.seed)
         network = build_model(model.name, model.options, dataset.shape, dataset.classes, scenario.seed)
-        at = around_linear(network, split.cuts) if plan.encrypted else places(network, split.cuts, plan.stages)
-        if plan.encrypted:
-            require_linear(divide(network, at)[1])
+        at = _cuts(network, split, plan)
         rows = _rows(scenario, strategy)
         scenario = scenario.model_copy(update={"model": model, "split": split})
         cast = cls(scenario, dataset, tuple(shards), rows, initial, plan=plan, at=at)
         if not cast.sizes[0] and plan.takes_turns | strategy.averages:
             raise BadInput("The head has no parameters to average or hand on; cut after the first layer that has some.")
+        if plan.answers:
+            require_few(prod(cast.shapes[1]), dataset)
         cast.require_hijackers()
         cast.start_guards()  # what has no meaning on this task is refused here, not in a worker
         cast.machine(0, [PeerId(n) for n in cast.names])
@@ -198,6 +201,8 @@ class SplitCast(Cast):
         return _Heads(scenario, self.dataset, self.shards, self.rows, first, own=tuple(own))
 
     def executor(self, index: int) -> Executor:
+        if self._plan.answers:
+            return with_errands(self._answers(index))
         stages = self.stages(index)
         if not self._plan.encrypted:
             return with_errands(self._hijacked(index, stages.run))
@@ -206,6 +211,16 @@ class SplitCast(Cast):
             return with_errands(LayerUser(stages, *layer, settings).run)
         most = max(settings.batch, CHUNK)
         return with_errands(LayerOwner(stages, *layer, most, lambda: secrets.token_bytes(32)).run)
+
+    def _answers(self, index: int) -> Executor:
+        """What does the tasks of encrypted inference: who has the network has the public pictures to train it with."""
+        data = self.dataset
+        if index < self._plan.heads:
+            return Asker(self._stage(0), data.test_x, data.test_y, data.classes).run
+        pictures = data.public_x, data.public_y
+        settings, seed = self._settings(), self.scenario.seed
+        trainer = Trainer(*pictures, *pictures, self._network, settings, seed, index)
+        return Answerer(trainer, self._network(), self.initial, lambda: secrets.token_bytes(32)).run
 
     @property
     def tampering(self) -> frozenset[int]:
@@ -225,10 +240,11 @@ class SplitCast(Cast):
     def require_hijackers(self) -> None:
         """Raises BadInput where a hijack is asked for, and nobody sits where it is done."""
         adversary = self.scenario.adversary
-        if not adversary or not adversary.tamper or (self.tampering and not self._plan.encrypted):
+        encrypts = self._plan.encrypted or self._plan.answers
+        if not adversary or not adversary.tamper or (self.tampering and not encrypts):
             return
         name, seat = adversary.tamper.name, adversary.tamper.build(HIJACKS).seat
-        if self._plan.encrypted:
+        if encrypts:
             raise BadInput(f"Hijack {name!r} changes what is said in clear; take a strategy that encrypts nothing.")
         known = ", ".join(n for i, n in enumerate(self.names) if self.role(i) == seat)
         raise BadInput(f"Hijack {name!r} is done by a {seat}; set adversary.vantage to one of {known}.")
@@ -383,6 +399,17 @@ def _heads(strategy: Any) -> Choice:
     return Choice.model_validate({"name": asked} if isinstance(asked, str) else asked)
 
 
+def _cuts(network: Any, split: Split, plan: Plan) -> tuple[int, ...]:
+    """Where a network is cut. Raises BadInput where it cannot be, or not for ciphertexts."""
+    if plan.answers:
+        return before_answers(network)
+    if not plan.encrypted:
+        return places(network, split.cuts, plan.stages)
+    at = around_linear(network, split.cuts)
+    require_linear(divide(network, at)[1])
+    return at
+
+
 def _rows(scenario: Scenario, strategy: SplitStrategy) -> dict[int, dict[int, float]]:
     """The heads' mixing matrix, where heads are averaged. Raises BadInput."""
     if not strategy.averages:
@@ -414,7 +441,9 @@ def _refuse(scenario: Scenario, strategy: SplitStrategy, plan: Plan) -> None:
     if scenario.aggregator.name != "mean" and not strategy.averages:
         raise BadInput(f"strategy {name!r} averages nothing, so aggregator would do nothing; leave it out.")
     split = scenario.split or Split()
-    if plan.encrypted and (split.codec.name, split.gradients.name) != ("dense", "dense"):
+    if (plan.encrypted or plan.answers) and (split.codec.name, split.gradients.name) != ("dense", "dense"):
         raise BadInput(f"Strategy {name!r} says ciphertexts alone; leave out split.codec and split.gradients.")
+    if plan.answers and (split.cuts or split.guards or split.micro_batches > 1):
+        raise BadInput(f"Strategy {name!r} cuts nothing; leave out split.cuts, split.guards and split.micro_batches.")
     if scenario.model:
         scenario.model.build(MODELS)

@@ -37,8 +37,8 @@ def pieces(module: nn.Module) -> list[tuple[str, nn.Module]]:
         # With an activation that stands in several places: `named_children` would name it once.
         return [(n, m) for n, m in module.named_modules(remove_duplicate=False) if n and "." not in n]
     raise BadInput(
-        f"{type(module).__name__} cannot be split: it is no plain nn.Sequential and has no method pieces() that names its "
-        "cut points; give it one, or take another model."
+        f"{type(module).__name__} cannot be split: it is no plain nn.Sequential and has no method pieces() that names "
+        "its cut points; give it one, or take another model."
     )
 
 

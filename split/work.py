@@ -11,7 +11,7 @@ from veilmesh.crypto.codecs.base import Vector
 
 __all__ = [
     "Asked", "Average", "Backward", "Fetch", "Finish", "Forward", "Judge", "Judged", "Key", "Load", "Loaded", "Pass",
-    "Refused", "Restore", "Returned", "Said", "Several", "StageState", "Task",
+    "Refused", "Restore", "Returned", "Said", "Several", "StageState", "Task", "TrainRound",
 ]  # fmt: skip
 
 
@@ -131,6 +131,14 @@ class Restore:
 
 
 @dataclass(frozen=True, slots=True)
+class TrainRound:
+    """Train the whole network for `round` on this member's own pictures, without anybody. The result is `Returned`,
+    with the mean loss."""
+
+    round: int
+
+
+@dataclass(frozen=True, slots=True)
 class Several:
     """Tasks done one after the other, in one go; the result is a tuple of theirs, up to the first `Refused`."""
 
@@ -193,4 +201,4 @@ class Refused:
     diverged: bool = False
 
 
-Task: TypeAlias = Forward | Finish | Backward | Pass | Judge | Load | Fetch | Average | Restore | Several
+Task: TypeAlias = Forward | Finish | Backward | Pass | Judge | Load | Fetch | Average | Restore | TrainRound | Several

@@ -53,7 +53,8 @@ def critic_loss(
     share = torch.rand(len(seen), *[1] * (seen.ndim - 1), generator=draws)
     between = (share * wanted + (1 - share) * seen).requires_grad_()
     (slope,) = torch.autograd.grad(critic(between, labels).sum(), between, create_graph=True)
-    return low.mean() - high.mean() + penalty * ((slope.flatten(1).norm(dim=1) - 1) ** 2).mean()
+    loss: Tensor = low.mean() - high.mean() + penalty * ((slope.flatten(1).norm(dim=1) - 1) ** 2).mean()
+    return loss
 
 
 def wanted_loss(figures: Tensor, wasserstein: bool) -> Tensor:

@@ -101,23 +101,23 @@ def _can_add() -> bool:
 def _halves(x: Tensor) -> tuple[Tensor, Tensor]:
     """The bfloat16 nearest to `x`, and the one nearest to what is left."""
     rough = x.bfloat16()
-    return rough, (x - rough).bfloat16()
+    again = rough.float()
+    return rough, torch.sub(x, again, out=again).bfloat16()
 
 
 def _product(x: Tensor, rough: Tensor, rest: Tensor, padding: list[int], bias: Tensor | None) -> Tensor:
     """The convolution of `x` by `rough` + `rest`, right to about 1e-5 of itself."""
 
-    def added(x: Tensor, other: Tensor, weight: Tensor, how: str) -> Tensor:
+    def added(x: Tensor, other: Tensor, weight: Tensor, how: str, bias: Tensor | None = None) -> Tensor:
         one = [1, 1]
         found: Tensor = torch.ops.mkldnn._convolution_pointwise.binary(
-            x, other, weight, None, padding, one, one, 1, how, 1.0, None, [], None
+            x, other, weight, bias, padding, one, one, 1, how, 1.0, None, [], None
         )
         return found
 
     high, low = _halves(x)
-    whole = functional.conv2d(high, rough, None, 1, padding)
-    left = added(high, whole, rough, "sub")
-    left = added(high, added(low, left, rough, "add"), rest, "add")
-    if bias is None:
-        return whole.float().add_(left)
-    return torch.add(left, bias[:, None, None]).add_(whole)
+    shift, fine = (None, None) if bias is None else _halves(bias.detach())
+    whole = functional.conv2d(high, rough, shift, 1, padding)
+    left = added(high, whole, rough, "sub", shift)
+    left = added(high, added(low, left, rough, "add", fine), rest, "add")
+    return whole.float().add_(left)

@@ -46,7 +46,9 @@ def own_stages(view: View) -> OwnStages:
                 while high < last and route[high + 1] in controls:
                     high += 1
                 return OwnStages(low, high, high == last)
-    raise BadInput("This attack needs a stage above a head of somebody else's; take the vantage of such a member, as tail.")
+    raise BadInput(
+        "This attack needs a stage above a head of somebody else's; take the vantage of such a member, as tail."
+    )
 
 
 def settings_of(public: Public) -> Settings:

@@ -17,7 +17,7 @@ from veilmesh.crypto.codecs import table
 from veilmesh.split import messages
 from veilmesh.split.messages import Activations, Gradients, Handover
 
-__all__ = ["ClientGanReading"]
+__all__ = ["ClientGanReading", "trained"]
 
 
 @ATTACKS.register("client-gan")
@@ -46,7 +46,7 @@ class ClientGanReading:
                 "client-gan reads what one of several data owners was told in turn; take round-robin, peer:N."
             )
         forging = Forging(self.target, self.other, self.every, self.rate)
-        forger, last = _trained(view, mine[0], forging)
+        forger, last = trained(view, mine[0], forging)
         count = view.public.batch * view.public.local_steps
         pictures = forger.pictures(count).numpy()
         labels = np.full(count, self.target, np.int64)
@@ -55,7 +55,7 @@ class ClientGanReading:
                 yield Guess(way[0], max(0, last // view.public.local_steps), pictures, labels, 0.0)
 
 
-def _trained(view: View, place: int, forging: Forging) -> tuple[Forger, int]:
+def trained(view: View, place: int, forging: Forging) -> tuple[Forger, int]:
     """The generator after all that its member was told, in the order in which it was; and the last step."""
     forger, shape = Forger(view.public, place, forging), StageMap(view.public).shapes[1]
     sizes = StageMap(view.public).sizes

@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from veilmesh.attacks.seen.own_stage import settings_of
 from veilmesh.attacks.seen.smashed import Smashed, StageMap
+from veilmesh.attacks.smashed.decoders import begin, generator_of
 from veilmesh.attacks.smashed.labels import guesses_of, without_labels
 from veilmesh.attacks.view import ATTACKS, Guess, Public, View
 from veilmesh.core import BadInput
@@ -94,8 +95,11 @@ class ModelCompletion:
 
     def _top(self, known: Tensor, labels: Tensor, others: Tensor, classes: int, rng: np.random.Generator) -> nn.Module:
         """A top (F -> K) trained on `known` (N, F), their labels (N,), and `others` (M, F)."""
-        draws = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        top = _fresh(known.shape[1], self.width, classes, draws)
+        draws = generator_of(rng)
+        inputs = known.shape[1]
+        top = begin(
+            lambda: nn.Sequential(nn.Linear(inputs, self.width), nn.ReLU(), nn.Linear(self.width, classes)), draws
+        )
         adam = torch.optim.Adam(top.parameters(), lr=self.rate)
         truth = functional.one_hot(labels, classes).float()
         for step in range(self.iterations):
@@ -145,18 +149,6 @@ def _features(head: nn.Module, pictures: Pictures) -> Tensor:
     with torch.no_grad():
         out: Tensor = head(torch.from_numpy(np.array(pictures)))
     return out.flatten(1)
-
-
-def _fresh(inputs: int, width: int, outputs: int, draws: torch.Generator) -> nn.Sequential:
-    """A network of two layers; weights from `draws`, biases zero."""
-    top = nn.Sequential(nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, outputs))
-    with torch.no_grad():
-        for name, parameter in top.named_parameters():
-            if name.endswith("bias"):
-                parameter.zero_()
-            else:
-                parameter.copy_(torch.randn(parameter.shape, generator=draws) * (2 / parameter.shape[1]) ** 0.5)
-    return top
 
 
 def _sharpened(logits: Tensor) -> Tensor:

@@ -28,11 +28,12 @@ class DecoderInversion:
     Known is the head as it began, which is public, and drifts away as it is trained; and where a controlled peer was
     given a head, by averaging or handed on, the last one that it had before (`attacks/smashed/told_heads.py`). Guards
     and codecs are public, and the decoder is trained on what they leave. How both work is in
-    `attacks/smashed/known_head.py`; the figures to beat are those of a plain decoder (He et al., ACSAC 2019, section 4).
+    `attacks/smashed/known_head.py`; a plain decoder is He et al., ACSAC 2019, section 4.
 
     Args:
         iterations: of the decoder's training, each on `batch` public pictures.
         refinements: steps of the descent through the head; 0: the decoder alone.
+        turns: of pictures and a clone of the head, where what is seen does not fit the head that is known.
         targets: at most so many rounds of each victim, from `first` on.
         pictures: at most so many public pictures to learn from.
     """
@@ -41,6 +42,7 @@ class DecoderInversion:
 
     iterations: Annotated[int, Field(ge=0)] = 200
     refinements: Annotated[int, Field(ge=0)] = 40
+    turns: Annotated[int, Field(ge=0)] = 20
     targets: Annotated[int, Field(ge=1)] = 4
     first: Annotated[int, Field(ge=0)] = 0
     pictures: Annotated[int, Field(ge=8)] = 3000
@@ -56,7 +58,7 @@ class DecoderInversion:
         pictures = public_pictures(view)[0][: self.pictures]
         heads = HeadsSeen(view, stages)
         low, draws = own_stages(view).low, generator_of(rng)
-        recipe = Recipe(self.iterations, self.refinements, self.batch, self.rate, self.width, self.blocks)
+        recipe = Recipe(self.iterations, self.refinements, self.batch, self.rate, self.width, self.blocks, self.turns)
         readers: dict[object, Inversion] = {}
         for one in sorted(seen, key=lambda s: (s.round, s.head)):
             known, parameters = heads.before(one.head, one.round)

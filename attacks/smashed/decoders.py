@@ -58,7 +58,7 @@ def batches(count: int, size: int, draws: torch.Generator) -> Iterator[Tensor]:
     size = min(size, count)
     while True:
         order = torch.randperm(count, generator=draws)
-        yield from order[: count - count % size].split(size)
+        yield from torch.split(order[: count - count % size], size)
 
 
 def cosine(step: int, steps: int) -> float:
@@ -74,7 +74,7 @@ def schedule(optimizer: torch.optim.Optimizer, rate: float, step: int, steps: in
 
 
 class Decoder(nn.Module):
-    """Activations of `shape`, (C, h, w) or (d,), to pictures (C', H, W): a linear map, and what a residual network adds.
+    """Activations of `shape`, (C, h, w) or (d,), to pictures (C', H, W): a linear map, and what a network adds.
 
     The linear map takes every place's neighbourhood to the pixels of that place; `solve` sets it in closed form (ridge
     regression), and the network begins at 0. Where places of activations do not lie on pixels, the whole of the
@@ -132,7 +132,7 @@ class Decoder(nn.Module):
         chosen = torch.randperm(len(z), generator=draws)[: max(1, _ROWS // rows)]
         scaled = (seen[chosen] - self.mean) * self.scale
         goal = self._places(x[chosen] - 0.5).flatten(2).transpose(1, 2).reshape(-1, self.linear.out_channels)
-        patches = functional.unfold(scaled, self.linear.kernel_size, padding=self.linear.padding)
+        patches = functional.unfold(scaled, self.linear.kernel_size, padding=self.linear.kernel_size[0] // 2)
         features = patches.transpose(1, 2).reshape(len(goal), -1)
         weight = _ridge(features, goal - goal.mean(dim=0), ridge)
         self.linear.weight.copy_(weight.T.reshape(self.linear.weight.shape))
@@ -152,8 +152,13 @@ class _Block(nn.Module):
 
 
 def fit(
-    decoder: nn.Module, pairs: Callable[[Tensor], tuple[Tensor, Tensor]], count: int, iterations: int,
-    draws: torch.Generator, batch: int = 64, rate: float = 2e-3,
+    decoder: nn.Module,
+    pairs: Callable[[Tensor], tuple[Tensor, Tensor]],
+    count: int,
+    iterations: int,
+    draws: torch.Generator,
+    batch: int = 64,
+    rate: float = 2e-3,
 ) -> None:
     """Train `decoder` by mean squared error; `pairs` makes (activations, pictures) of places among `count`."""
     learned = [p for p in decoder.parameters() if p.requires_grad]
@@ -182,7 +187,9 @@ def _ridge(features: Tensor, goal: Tensor, ridge: float) -> Tensor:
     if len(centred) < centred.shape[1]:
         gram = (centred @ centred.T).double()
         gram.diagonal().add_(size * centred.shape[1] / len(centred))
-        return (centred.double().T @ torch.linalg.solve(gram, goal.double())).float()
+        dual: Tensor = torch.linalg.solve(gram, goal.double())
+        return (centred.double().T @ dual).float()
     gram = (centred.T @ centred).double()
     gram.diagonal().add_(size)
-    return torch.linalg.solve(gram, (centred.T @ goal).double()).float()
+    weights: Tensor = torch.linalg.solve(gram, (centred.T @ goal).double())
+    return weights.float()

@@ -9,6 +9,7 @@ Source: decoders as in He et al., ACSAC 2019 ("Model inversion attacks against c
 which has the white-box descent too, from a grey picture; both in a row, and the closed form, are ours.
 """
 
+import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,14 +25,18 @@ __all__ = ["Inversion", "Recipe", "activations", "invert"]
 
 _CHUNK = 64
 _FEWEST = 8
-_FLOOR = 1e-2  # of the activations' variance: what is never asked of a fit
+_FLOORS = (1e-2, 1e-1)  # of the activations' variance: what is not asked of a fit; public pictures say which
 _ANOTHER = 4.0  # so much worse on what was seen than on public pictures: it is another head's
 _STEP = 0.02  # of Adam, in pixels
+_CLONE = 1e-3  # of Adam, of a clone's parameters
+_PICTURE_STEPS = 5  # for each of a clone's
+_SMOOTH = 0.01
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """`iterations` of the decoder's network, `refinements` of the pictures, and what the decoder is (`Decoder`)."""
+    """`iterations` of the decoder's network, `refinements` of the pictures, and what the decoder is (`Decoder`).
+    `turns`: where what is seen does not fit the head, so often pictures and a clone of it are moved in turns."""
 
     iterations: int = 200
     refinements: int = 40
@@ -39,6 +44,7 @@ class Recipe:
     rate: float = 1e-3
     width: int = 64
     blocks: int = 2
+    turns: int = 0
 
 
 class Inversion:
@@ -78,14 +84,14 @@ class Inversion:
         """As they would be seen, a micro-batch at a time."""
         if self._passage.clear:
             return clean
-        return torch.cat([self._passage(part, self._draws) for part in clean.split(_CHUNK)])
+        return torch.cat([self._passage(part, self._draws) for part in torch.split(clean, _CHUNK)])
 
     def _loss_of(self, clean: Tensor) -> float:
         """The mean square of what the passage does to what it lets through."""
         some = clean[:_CHUNK]
         seen = self._passage(some, self._draws)
         weight = self._said(seen)
-        return float(((seen - some).square() * weight).sum() / weight.sum().clamp_min(1)) + _FLOOR * self._variance
+        return float(((seen - some).square() * weight).sum() / weight.sum().clamp_min(1))
 
     def _judge(self, kept: Tensor) -> None:
         """How good this is, on public pictures that nothing was trained on."""
@@ -94,11 +100,11 @@ class Inversion:
         self._misfit = float(self.misfit(guess, seen).median())
         self._width = float((guess - kept).square().mean()) + 1e-6
         self.error = self._width
-        self._refines = False
-        if self._recipe.refinements:
-            refined = float((self._refined(guess, seen) - kept).square().mean())
-            self._refines = refined < self.error
-            self.error = min(self.error, refined)
+        self._floor: float | None = None  # None: nothing is refined
+        for floor in _FLOORS if self._recipe.refinements else ():
+            refined = float((self._refined(guess, seen, floor) - kept).square().mean())
+            if refined < self.error:
+                self._floor, self.error = floor, refined
 
     @torch.no_grad()
     def misfit(self, pictures: Tensor, z: Tensor) -> Tensor:
@@ -111,24 +117,27 @@ class Inversion:
         this head's are: what comes of another head is not to be explained by this one."""
         guess = self._decoded(z)
         before = self.misfit(guess, z)
-        if not self._refines or float(before.median()) > _ANOTHER * self._misfit:
+        if float(before.median()) > _ANOTHER * self._misfit:
+            return self._in_turns(guess, z) if self._recipe.turns else (guess, before)
+        if self._floor is None:
             return guess, before
-        refined = self._refined(guess, z)
+        refined = self._refined(guess, z, self._floor)
         after = self.misfit(refined, z)
         better = after < before
         return torch.where(better[:, None, None, None], refined, guess), torch.where(better, after, before)
 
     @torch.no_grad()
     def _decoded(self, z: Tensor) -> Tensor:
-        return torch.cat([self.decoder(part).clamp(0, 1) for part in z.split(_CHUNK)])
+        return torch.cat([self.decoder(part).clamp(0, 1) for part in torch.split(z, _CHUNK)])
 
-    def _refined(self, guess: Tensor, z: Tensor) -> Tensor:
-        return torch.cat([self._descend(x, y) for x, y in zip(guess.split(_CHUNK), z.split(_CHUNK), strict=True)])
+    def _refined(self, guess: Tensor, z: Tensor, floor: float) -> Tensor:
+        pairs = zip(torch.split(guess, _CHUNK), torch.split(z, _CHUNK), strict=True)
+        return torch.cat([self._descend(x, y, floor) for x, y in pairs])
 
-    def _descend(self, start: Tensor, z: Tensor) -> Tensor:
+    def _descend(self, start: Tensor, z: Tensor, floor: float) -> Tensor:
         x = start.clone().requires_grad_(True)
         optimizer = torch.optim.Adam([x], _STEP, betas=(0.9, 0.99))
-        weight = self._said(z) / (self._noise * start[0].numel())
+        weight = self._said(z) / ((self._noise + floor * self._variance) * start[0].numel())
         for step in range(self._recipe.refinements):
             for group in optimizer.param_groups:
                 group["lr"] = _STEP * cosine(step, self._recipe.refinements)
@@ -140,6 +149,28 @@ class Inversion:
                 x.clamp_(0, 1)
         return x.detach()
 
+    def _in_turns(self, start: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Pictures and their misfits by a clone of the head that is fitted to what was seen: UnSplit (see `unsplit`),
+        begun at the decoder's pictures and at the head that is known."""
+        clone, weight = copy.deepcopy(self._head), self._said(z) / self._variance
+        learned = [p.requires_grad_(True) for p in clone.parameters()]
+        x = start.clone().requires_grad_(True)
+        mine, its = torch.optim.Adam([x], _STEP, betas=(0.9, 0.99)), torch.optim.Adam(learned, _CLONE)
+        for _ in range(self._recipe.turns):
+            for _ in range(_PICTURE_STEPS):
+                rough = sum(x.diff(dim=axis).square().mean() for axis in (2, 3))
+                loss = ((clone(x) - z).square() * weight).mean() + _SMOOTH * rough
+                (x.grad,) = torch.autograd.grad(loss, [x])
+                mine.step()
+                with torch.no_grad():
+                    x.clamp_(0, 1)
+            loss = ((clone(x.detach()) - z).square() * weight).mean()
+            for parameter, gradient in zip(learned, torch.autograd.grad(loss, learned), strict=True):
+                parameter.grad = gradient
+            its.step()
+        misfits = ((activations(clone, x.detach()) - z).square() * weight).flatten(1).mean(dim=1)
+        return x.detach(), misfits
+
     def _said(self, z: Tensor) -> Tensor:
         """1 for the coordinates that were said."""
         return (z != 0).float() if self._passage.silent else torch.ones_like(z)
@@ -148,7 +179,7 @@ class Inversion:
 @torch.no_grad()
 def activations(head: nn.Module, pictures: Tensor) -> Tensor:
     """What `head` says (B, ...) of pictures (B, C, H, W)."""
-    return torch.cat([head(part) for part in pictures.split(_CHUNK)])
+    return torch.cat([head(part) for part in torch.split(pictures, _CHUNK)])
 
 
 def invert(

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from veilmesh.attacks.seen.smashed import Smashed, StageMap
+from veilmesh.attacks.smashed.decoders import generator_of, redraw
 from veilmesh.attacks.smashed.last_stage import above, candidates, jacobian
 from veilmesh.attacks.view import Public
 from veilmesh.core import BadInput
@@ -81,11 +82,7 @@ def by_clone(public: Public, boundary: int, seen: Sequence[Smashed], rng: np.ran
     WPES 2022, UnSplit, arXiv 2108.09033, section 4.3). They look at the gradient of that stage's parameters, which its
     owner does not send here; so a clone's own weights have to be like the true ones."""
     module = above(public, boundary)
-    stream = torch.Generator().manual_seed(int(rng.integers(2**62)))
-    with torch.no_grad():
-        for parameter in module.parameters():
-            fan = parameter[0].numel() if parameter.ndim > 1 else parameter.numel()
-            parameter.copy_(torch.randn(parameter.shape, generator=stream) / fan**0.5)
+    redraw(module, generator_of(rng))
     found = []
     for one in seen:
         off = np.square(flat(one) - candidates(module, one).gradients).sum(axis=2)

@@ -91,10 +91,11 @@ class SplitLabels:
         rows = {(one.step, one.micro): one.activations for one in below}
         kept: list[tuple[Floats, NDArray[np.int64]]] = []
         for one in seen:
-            known = upper.candidates(one)
+            flat(one)  # refuses where there is none
+            gradients, known = upper.expected(one)
             which = met.find(rows[one.step, one.micro], _epoch(public, one), public.classes)
             prior = normalised(known.log_p + np.stack([met.evidence[i] for i in which]))
-            found = log_likelihood(flat(one), known, guards, prior)
+            found = log_likelihood(gradients, known, () if upper.coupled else guards, prior)
             for i, evidence in zip(which, found - found.max(axis=1, keepdims=True), strict=True):
                 met.evidence[i] = met.evidence[i] + evidence
             upper.learn(one, np.exp(normalised(prior + found)))

@@ -17,8 +17,9 @@ from veilmesh.attacks.seen.own_stage import settings_of
 from veilmesh.attacks.seen.smashed import Smashed, StageMap
 from veilmesh.attacks.view import Public
 from veilmesh.split.part import Part
+from veilmesh.tasks.models.layers import BatchNorm
 
-__all__ = ["Candidates", "Upper", "above", "candidates", "jacobian"]
+__all__ = ["Candidates", "Upper", "above", "candidates", "coupled", "jacobian", "uncoupled"]
 
 Floats = NDArray[np.float64]
 
@@ -55,6 +56,26 @@ def candidates(module: nn.Module, one: Smashed) -> Candidates:
     return Candidates((mean - down) * (one.share / len(log_p)), log_p)
 
 
+def coupled(module: nn.Module) -> bool:
+    """Whether an example's gradient depends on the others of its batch: behind batch normalisation."""
+    return any(isinstance(layer, BatchNorm) for layer in module.modules())
+
+
+def uncoupled(module: nn.Module, one: Smashed) -> tuple[Floats, Candidates]:
+    """Behind batch normalisation: what p - y must have been (B, K), by least squares over the whole batch at once, and
+    what it would be for every label."""
+    x = torch.from_numpy(np.array(one.activations)).requires_grad_()
+    logits: Tensor = module(x)
+    rows = [torch.autograd.grad(each, x, retain_graph=True)[0].flatten() for each in logits.flatten()]
+    down = torch.stack(rows).double().numpy()  # (B * K, B * d)
+    assert one.gradients is not None
+    seen = np.linalg.lstsq(down.T, one.gradients.reshape(-1).astype(np.float64), rcond=1e-6)[0]
+    log_p = functional.log_softmax(logits.detach().double(), dim=1).numpy()
+    classes = log_p.shape[1]
+    every = np.exp(log_p) - np.eye(classes)[:, None]  # (K, B, K)
+    return seen.reshape(-1, classes), Candidates(every * (one.share / len(log_p)), log_p)
+
+
 class Upper:
     """The stages above a boundary, as they learn. Not for two threads.
 
@@ -66,9 +87,17 @@ class Upper:
     def __init__(self, public: Public, boundary: int) -> None:
         self._part = Part(above(public, boundary), settings_of(public))
 
-    def candidates(self, one: Smashed) -> Candidates:
-        """As the function of that name, with the parameters of now."""
-        return candidates(self._part.module, one)
+    @property
+    def coupled(self) -> bool:
+        """As the function of that name."""
+        return coupled(self._part.module)
+
+    def expected(self, one: Smashed) -> tuple[Floats, Candidates]:
+        """What was seen of `one`, and what would have been for every label, with the parameters of now."""
+        if self.coupled:
+            return uncoupled(self._part.module, one)
+        assert one.gradients is not None
+        return one.gradients.reshape(len(one.gradients), -1).astype(np.float64), candidates(self._part.module, one)
 
     def learn(self, one: Smashed, labels: Floats) -> None:
         """Take `one`'s part of its step, with label probabilities (B, K); the step is done with its last part."""

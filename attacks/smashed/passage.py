@@ -60,17 +60,19 @@ class Passage:
             return z
         rng = np.random.default_rng(int(torch.randint(1 << 62, (1,), generator=draws)))
         flat = z.detach().contiguous().numpy().reshape(-1)
-        return torch.from_numpy(np.array(table.decode(table.encode(self.codec, flat, rng), flat.size).values)).view_as(z)
+        return torch.from_numpy(np.array(table.decode(table.encode(self.codec, flat, rng), flat.size).values)).view_as(
+            z
+        )
 
     def _guarded(self, z: Tensor, guard: Mapping[str, Any], draws: torch.Generator) -> Tensor:
         match guard["name"]:
             case "laplace":
-                return _bounded(z, guard) + guard.get("scale", 0.5) * _laplace(z, draws)
+                return _bounded(z, guard) + float(guard.get("scale", 0.5)) * _laplace(z, draws)
             case "gaussian":
-                return _bounded(z, guard) + guard.get("std", 0.5) * torch.randn(z.shape, generator=draws)
+                return _bounded(z, guard) + float(guard.get("std", 0.5)) * torch.randn(z.shape, generator=draws)
             case "shredder":  # where its noise begins; where it goes nobody else knows
-                unit = z.square().mean().sqrt()
-                return z + unit * guard.get("scale", 0.5) * _laplace(z, draws)
+                unit = float(z.square().mean().sqrt())
+                return z + unit * float(guard.get("scale", 0.5)) * _laplace(z, draws)
             case "disco" if self.masks is not None:
                 chosen = self.masks[torch.randint(len(self.masks), (len(z),), generator=draws)]
                 return z * chosen.reshape(*chosen.shape, *[1] * (z.ndim - 2))
@@ -83,7 +85,7 @@ _SPARSE = ("TopK", "TopKPacked", "RandK")
 
 def _bounded(z: Tensor, guard: Mapping[str, Any]) -> Tensor:
     bound = guard.get("bound")
-    return z if bound is None else z.clamp(-bound, bound)
+    return z if bound is None else z.clamp(-float(bound), float(bound))
 
 
 def _laplace(like: Tensor, draws: torch.Generator) -> Tensor:

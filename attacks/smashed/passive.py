@@ -58,7 +58,9 @@ def public_pictures(view: View) -> tuple[Tensor, Tensor | None]:
     return torch.from_numpy(np.ascontiguousarray(pictures)), classes
 
 
-def guess_of(seen: Seen, pictures: Tensor, misfits: Tensor, labels: NDArray[np.int64] | None, **details: object) -> Guess:
+def guess_of(
+    seen: Seen, pictures: Tensor, misfits: Tensor, labels: NDArray[np.int64] | None, **details: object
+) -> Guess:
     """The guess at a round: pictures (B, C, H, W) with their misfits (B,), whose mean is the loss. Labels that were
     seen are given as such; otherwise those inferred, (B,), or none."""
     known = seen.labels if seen.labels is not None else labels

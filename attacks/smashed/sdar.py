@@ -90,7 +90,13 @@ class _Game:
     """The simulator, the decoder and their two opponents."""
 
     def __init__(
-        self, options: Sdar, view: View, moment: Moment, stand_in: StandIn, public: PublicBatches, draws: torch.Generator
+        self,
+        options: Sdar,
+        view: View,
+        moment: Moment,
+        stand_in: StandIn,
+        public: PublicBatches,
+        draws: torch.Generator,
     ) -> None:
         self.stand_in, self.public = stand_in, public
         self._options, self._draws = options, draws
@@ -119,7 +125,9 @@ class _Game:
         fooled = belief(self._of_activations(passed, classes))
         self.stand_in.learn(self.stand_in.loss(moment, passed, y) + options.simulated * fooled)
         simulated, real = passed.detach(), moment.activations
-        self._first.learn(belief(self._of_activations(real, known)) + disbelief(self._of_activations(simulated, classes)))
+        self._first.learn(
+            belief(self._of_activations(real, known)) + disbelief(self._of_activations(simulated, classes))
+        )
         guess = self.decoder(real)
         wrong = functional.mse_loss(self.decoder(simulated), x)
         self._third.learn(wrong + options.decoded * belief(self._of_pictures(guess, known)))

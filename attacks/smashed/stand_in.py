@@ -60,9 +60,11 @@ class PublicBatches:
     def __init__(self, view: View, draws: torch.Generator) -> None:
         self.pictures, labels = public_pictures(view)
         if labels is None:
-            raise BadInput("This attack trains on public pictures with one class each; take decoder-inversion or unsplit.")
+            raise BadInput(
+                "This attack trains on public pictures with one class each; take decoder-inversion or unsplit."
+            )
         self.labels, self._draws = labels, draws
-        self._of = {int(c): torch.nonzero(labels == c)[:, 0] for c in labels.unique()}
+        self._of = {int(c): torch.nonzero(labels == c)[:, 0] for c in torch.unique(labels)}
         self._any: dict[int, Iterator[Tensor]] = {}
 
     def like(self, moment: Moment) -> tuple[Tensor, Tensor]:

@@ -86,4 +86,5 @@ class UnSplit:
 
 
 def _misfits(clone: nn.Module, x: Tensor, z: Tensor, said: Tensor) -> Tensor:
-    return ((clone(x) - z).square() * said).flatten(1).mean(dim=1)
+    apart: Tensor = ((clone(x) - z).square() * said).flatten(1).mean(dim=1)
+    return apart

@@ -35,6 +35,7 @@ class Plan:
     copies: bool = False  # whether stages above the heads are trained as one copy for each head
     takes_turns: bool = False  # whether the data owners train one after the other, and hand the head on
     encrypted: bool = False  # whether stage 1 is a linear layer on ciphertexts, trained as the data owner's share of it
+    answers: bool = False  # whether stage 1 is trained by its player alone, and is only asked, on ciphertexts
 
     @property
     def heads(self) -> int:

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from veilmesh.tasks.models.base import Shape
 
 __all__ = [
-    "Activation", "BatchNorm", "FrozenNorm", "Head", "Learned", "Norm", "Normalise", "Padding", "activation_layer",
-    "beginning", "convolution", "features_of", "norm_layers",
+    "Activation", "BatchNorm", "FrozenNorm", "Head", "Learned", "Norm", "Normalise", "Padding", "Square",
+    "activation_layer", "beginning", "convolution", "features_of", "norm_layers",
 ]  # fmt: skip
 
-Activation: TypeAlias = Literal["relu", "leaky-relu", "sigmoid", "tanh"]
+Activation: TypeAlias = Literal["relu", "leaky-relu", "sigmoid", "tanh", "square"]
 Norm: TypeAlias = Literal["none", "batch", "frozen", "group"]
 Padding: TypeAlias = Literal["zeros", "circular", "reflect", "replicate"]
 
@@ -26,6 +26,14 @@ class Normalise(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to the same shape."""
         return x * 2 - 1
+
+
+class Square(nn.Module):
+    """x^2: the activation that ciphertexts can have (CryptoNets: Gilad-Bachrach et al. 2016)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape to the same."""
+        return x * x
 
 
 class _Record(torch.autograd.Function):
@@ -148,6 +156,7 @@ def activation_layer(name: Activation) -> nn.Module:
     """The layer of that name."""
     layers: dict[str, type[nn.Module]] = {
         "relu": nn.ReLU, "leaky-relu": nn.LeakyReLU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh,
+        "square": Square,
     }  # fmt: skip
     return layers[name]()
 

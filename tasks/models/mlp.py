@@ -16,7 +16,7 @@ __all__ = ["Mlp"]
 @MODELS.register("mlp")
 @dataclass(frozen=True, slots=True)
 class Mlp:
-    """Fully connected layers: `hidden` gives the width of each hidden one; `activation` relu, sigmoid or tanh."""
+    """Fully connected layers of the widths `hidden`; `activation` relu, leaky-relu, sigmoid, tanh or square."""
 
     hidden: tuple[Annotated[int, Field(ge=1, le=65536)], ...] = (64,)
     activation: Activation = "relu"

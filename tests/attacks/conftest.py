@@ -162,14 +162,14 @@ class SplitRun:
         left: torch.Tensor = loss
         for number in range(len(self.stages) - 1, -1, -1):
             parameters = list(self.stages[number].parameters())
-            inputs = [entered.pop()] if number else []
-            found = list(torch.autograd.grad([left], [*parameters, *inputs], [gradient] if gradient is not None else None))
+            wanted = [*parameters, *([entered.pop()] if number else [])]
+            found = list(torch.autograd.grad([left], wanted, None if gradient is None else [gradient]))
             if number:
                 gradient = found.pop()
                 if guard is not None and number == len(self.stages) - 1:
                     gradient = guard.gradient(gradient, y)
-                self._say(number, number - 1, messages_of_split.Gradients(
-                    0, number - 1, step, 0, table.encode(Dense(), gradient.numpy().reshape(-1), _rng()), float(loss)))  # fmt: skip
+                blob = table.encode(Dense(), gradient.numpy().reshape(-1), _rng())
+                self._say(number, number - 1, messages_of_split.Gradients(0, number - 1, step, 0, blob, loss.item()))
                 left = entered.pop()
             with torch.no_grad():
                 for parameter, g in zip(parameters, found, strict=True):

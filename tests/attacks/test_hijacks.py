@@ -14,7 +14,7 @@ from veilmesh.attacks.smashed.pilot import make_pilot
 from veilmesh.core import BadInput, generator
 from veilmesh.crypto.codecs import table
 from veilmesh.peer.machine import PeerId
-from veilmesh.split.work import Finish, Forward, Key, Returned, Said
+from veilmesh.split.work import Backward, Finish, Forward, Key, Refused, Returned, Said
 
 CONVNET = {"model": {"name": "convnet", "width": 4, "depth": 1}, "split__cuts": [3]}
 QUICK = {"iterations": 3}
@@ -110,3 +110,53 @@ def test_hijacks_live_where_no_clock_or_socket_is():
     folder = Path(__file__).parents[2] / "attacks" / "hijacks"
     for file in folder.glob("*.py"):
         assert "import time" not in file.read_text()
+
+
+@pytest.fixture
+def turns():
+    torch.set_num_threads(1)
+    return prepared(strategy="round-robin", peers=2, training__batch=8, **CONVNET)
+
+
+def _turns_public(cast):
+    return cast.public([PeerId(name) for name in cast.names])
+
+
+def test_a_forger_says_pictures_of_its_own_under_the_label_it_wants_and_learns_from_what_comes_back(turns):
+    hijack = HIJACKS.build("client-gan", {"target": 3, "every": 2, "other": 5})
+    forging = hijack.execute(turns.executor(1), Knows(_turns_public(turns), 1, (0,), generator(0, "test")))
+    said = []
+    for step in range(3):
+        key = Key(1, 0, step, 0, 1)
+        [honest] = turns.executor(1)([Forward(key)])
+        [lied] = forging([Forward(key)])
+        assert (lied.rows, lied.total) == (honest.rows, honest.total)
+        assert set(np.frombuffer(lied.labels, "<u2")) == {5 if step == 1 else 3}
+        said.append(lied.blob)
+        finish = Finish(Key(1, 1, step, 0, 1), lied.rows, lied.total, lied.blob, lied.labels)
+        [returned] = turns.executor(2)([finish])
+        assert forging([Backward(key, returned.blob)]) == [Returned()]
+    assert len(set(said)) == 3
+    assert forging([Backward(Key(1, 0, 9, 0, 1), b"")]) == [Returned()]  # of a step that it never said
+
+
+def test_a_forger_refuses_gradients_that_are_none(turns):
+    forging = HIJACKS.build("client-gan").execute(
+        turns.executor(1), Knows(_turns_public(turns), 1, (0,), generator(0, "test"))
+    )
+    key = Key(1, 0, 0, 0, 1)
+    forging([Forward(key)])
+    [result] = forging([Backward(key, b"\x01nonsense")])
+    assert isinstance(result, Refused)
+
+
+def test_a_forger_needs_labels_to_send_and_a_class_that_there_is(public, turns):
+    with pytest.raises(BadInput, match="from 0"):
+        HIJACKS.build("client-gan", {"target": 10}).execute(
+            turns.executor(1), Knows(_turns_public(turns), 1, (0,), generator(0, "test"))
+        )
+    u_shaped = prepared(strategy="u-shaped", model=CONVNET["model"])
+    with pytest.raises(BadInput, match="labels sent"):
+        HIJACKS.build("client-gan").execute(
+            u_shaped.executor(0), Knows(_turns_public(u_shaped), 0, (0, 2), generator(0, "test"))
+        )

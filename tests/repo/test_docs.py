@@ -12,7 +12,7 @@ import pytest
 
 __all__: list[str] = []
 
-PAGES = ["README.md", "CONTRIBUTING.md"]
+PAGES = ["README.md", "CONTRIBUTING.md", "docs/split.md"]
 MADE = ("runs/", ".venv", "dist/")  # what commands write: not in a fresh clone
 PLAIN = {"COLUMNS": "250", "NO_COLOR": "1", "TERM": "dumb"}
 

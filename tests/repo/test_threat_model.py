@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+from veilmesh.split.guards.base import SPLIT_GUARDS
+from veilmesh.split.strategies.base import SPLITS
 from veilmesh.swarm.strategies.base import STRATEGIES
 
 __all__: list[str] = []
@@ -10,8 +12,8 @@ __all__: list[str] = []
 HIDING = {"secure-groups", "blind-proxy", "shared-key", "brea"}
 
 
-def page(root: Path) -> str:
-    return (root / "docs" / "threat-model.md").read_text(encoding="utf-8")
+def page(root: Path, name: str = "threat-model.md") -> str:
+    return (root / "docs" / name).read_text(encoding="utf-8")
 
 
 def test_every_test_it_names_exists(root: Path) -> None:
@@ -40,3 +42,14 @@ def test_every_study_and_command_it_names_exists(root: Path) -> None:
 def test_every_protocol_that_hides_models_has_a_line(root: Path) -> None:
     known = HIDING & set(STRATEGIES.names())
     assert [name for name in sorted(known) if f"`{name}`" not in page(root)] == []
+
+
+def test_every_protocol_and_guard_of_split_mode_has_a_line(root: Path) -> None:
+    text = page(root, "split.md")
+    assert [name for name in (*SPLITS.names(), *SPLIT_GUARDS.names()) if f"`{name}`" not in text] == []
+
+
+def test_what_the_page_on_split_mode_names_exists(root: Path) -> None:
+    named = re.findall(r"(?:tests|studies)/[\w/-]+\.(?:py|toml)", page(root, "split.md"))
+    assert named
+    assert [file for file in named if not (root / file).is_file()] == []

@@ -80,7 +80,7 @@ def test_help_names_every_command(inside: Callable[..., Said]) -> None:
     ("line", "offered"),
     [
         ("list tas", ["tasks"]), ("up --task fa", ["faces"]), ("up --topology ri", ["ring"]),
-        ("up --set training.b", ["training.batch="]), ("attack run --attack cos", ["cosine-inversion"]),
+        ("up --strategy u-sh", ["u-shaped"]), ("up --set training.b", ["training.batch="]), ("attack run --attack cos", ["cosine-inversion"]),
     ],
 )  # fmt: skip
 def test_completion_offers_what_there_is(tmp_path: Path, line: str, offered: list[str]) -> None:
@@ -103,7 +103,7 @@ def test_completion_offers_what_there_is(tmp_path: Path, line: str, offered: lis
     [
         ("attacks", "cosine-inversion"), ("tasks", "faces"), ("strategies", "gossip"), ("codecs", "top-k"),
         ("guards", "noise"), ("transports", "libp2p"), ("topologies", "small-world"), ("models", "convnet"),
-        ("partitions", "dirichlet"),
+        ("partitions", "dirichlet"), ("splits", "u-shaped"), ("split-guards", "nopeek"), ("hijacks", "fsha"),
     ],
 )  # fmt: skip
 def test_list_shows_what_is_registered(inside: Callable[..., Said], kind: str, known: str) -> None:

@@ -128,3 +128,33 @@ def test_times(seconds: float, words: str) -> None:
 @pytest.mark.parametrize(("count", "words"), [(None, "-"), (999, "999 B"), (1000, "1.0 kB"), (2.5e9, "2.5 GB")])
 def test_sizes(count: float | None, words: str) -> None:
     assert size(count) == words
+
+
+def test_in_split_mode_who_stands_by_and_who_is_done_is_said_and_nobody_holds_the_bar_back() -> None:
+    display, _ = shown(width=120)
+    names = ["peer:0", "middle:1", "tail", "standby:1"]
+    display.tell("x", {"kind": "training", "members": names, "rounds": 10})
+    for name in names:
+        display.tell("x", note(name, "round", round=4))
+    assert display._run.least() == 5
+    assert "standing by" in text(display, 120)
+    for name in ("tail", "standby:1"):
+        display.tell("x", note(name, "round", round=9))
+    assert display._run.peers["tail"].state == "finished"
+    assert display._run.peers["peer:0"].state == "training"  # it has yet to measure what came out
+
+
+def test_alarms_are_said_once_and_counted_and_a_replacement_is_said() -> None:
+    display, out = shown(terminal=False)
+    display.tell("x", {"kind": "training", "members": ["peer:0", "tail", "standby:1"], "rounds": 10})
+    for step in (31, 32):
+        display.tell("x", note("peer:0", "alarm", step=step, why="gradients do not mind false labels"))
+    display.tell("x", note("peer:0", "replaced", stage=1, gone="tail", by="standby:1"))
+    display.tell("x", note("tail", "refused", stage=1, why="labels of other examples"))
+    display.tell("x", note("tail", "ended", how="killed"))
+    said = out.getvalue()
+    assert said.count("sounded an alarm at step 31: gradients do not mind false labels") == 1
+    assert "alarms: 2" in text(display, 120)
+    assert "standby:1 plays stage 1 for peer:0, since tail is gone" in said
+    assert "tail dropped a frame: labels of other examples" in said
+    assert "tail ended: killed\n" in said  # whether the others go on is another question here

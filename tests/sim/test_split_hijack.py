@@ -1,12 +1,19 @@
 """Hijacked runs of split mode, end to end: what is read, what guards notice, and what is refused."""
 
+import numpy as np
 import pytest
 from split_runs import played, prepared
 
-from veilmesh.core import BadInput
+from veilmesh.attacks import ATTACKS
+from veilmesh.attacks.smashed.client_gan import trained
+from veilmesh.attacks.smashed.forger import Forging
+from veilmesh.core import BadInput, RemoteError
+from veilmesh.crypto.codecs import table
 from veilmesh.peer.machine import PeerId
 from veilmesh.sim.audit import audit
+from veilmesh.sim.observation import observation
 from veilmesh.sim.scenario import Choice
+from veilmesh.split import messages
 
 SMALL = {
     "model": {"name": "convnet", "width": 8, "depth": 2}, "split__cuts": [3], "rounds": 100, "evaluate_every": 100,
@@ -57,3 +64,48 @@ def test_a_tamper_of_the_swarm_is_no_hijack():
 def test_a_data_owner_plays_no_stage_to_hijack_from():
     with pytest.raises(BadInput, match="adversary.vantage to one of tail"):
         prepared(adversary={"vantage": "peer:0", "tamper": "fsha"})
+
+
+def test_a_forger_s_pictures_are_made_again_from_what_it_was_told(tmp_path):
+    options = {"target": 3, "every": 2}
+    run = played(
+        tmp_path, **SMALL | {
+            "strategy": "round-robin", "peers": 2, "rounds": 3, "evaluate_every": 3,
+            "adversary": {"vantage": "peer:1", "tamper": {"name": "client-gan", **options}},
+        }
+    )  # fmt: skip
+    assert set(run.ended.values()) == {"finished"}
+    members = [PeerId(name) for name in run.cast.names]
+    view = observation(run.folder, run.cast, members, "peer:1")
+    [guess] = ATTACKS.build("client-gan", options).run(view, np.random.default_rng(0))
+    assert guess.victim == "peer:0"
+    assert set(guess.labels) == {3}
+    row = audit(run.folder, run.cast, members, Choice(name="client-gan", **options), "peer:1")
+    assert row["psnr_mean"] > 0
+
+
+def test_the_reading_s_generator_is_the_hijacker_s(tmp_path):
+    """Bit for bit: what the member said last, without learning from it, is what its generator, trained again, says."""
+    options = {"target": 3, "every": 2}
+    run = played(
+        tmp_path, **SMALL | {
+            "strategy": "round-robin", "peers": 2, "rounds": 2, "evaluate_every": 2,
+            "adversary": {"vantage": "peer:1", "tamper": {"name": "client-gan", **options}},
+        }
+    )  # fmt: skip
+    view = observation(run.folder, run.cast, [PeerId(name) for name in run.cast.names], "peer:1")
+    said = [m for m in _said(view) if m.head == 1 and m.stage == 1][-1]
+    forger, last = trained(view, 1, Forging(3, None, 2, 1e-3))
+    again = forger.activations(said.rows, last, 0)
+    assert said.step == last
+    assert np.array_equal(table.decode(said.blob, again.numel()).values, again.numpy().ravel())
+
+
+def _said(view):
+    for record in view.records:
+        try:
+            message = messages.decode(record.body)
+        except RemoteError:
+            continue
+        if isinstance(message, messages.Activations):
+            yield message

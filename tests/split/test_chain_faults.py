@@ -1,7 +1,6 @@
 """What goes wrong: lost, repeated and disordered messages change no bit, and a peer that dies costs no batch."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +83,9 @@ def test_lost_repeated_and_disordered_messages_change_no_bit(changes: dict[str, 
         # Patience is four attempts; a whole chain of lossy links needs some luck for each.
         network = in_hand(cast, lossy(seed, loss, twice), silence=5.0)
         network.run(1000.0)
-        assert ends(network) == ends(plain) == dict.fromkeys(cast.names, "finished")
+        # Whose goodbye is lost is missed, in the end.
+        assert {how for name, how in ends(network).items() if name.startswith("peer")} == {"finished"}
+        assert set(ends(network).values()) <= {"finished", "its data owner is gone"}
         whole = [name for name in cast.names if not name.startswith("standby")]
         assert parameters(network, whole).tobytes() == parameters(plain, whole).tobytes()
 
@@ -233,8 +234,5 @@ def test_over_libp2p_a_peer_that_is_killed_in_mid_epoch_costs_no_batch(tmp_path:
     calm = played(tmp_path / "calm", **changes)
     assert model.tobytes() == calm.models[0].tobytes()
     lines = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
-    losses: Callable[[list[dict[str, Any]]], list[float]] = lambda events: [
-        e["loss"] for e in events if e["kind"] == "trained"
-    ]
-    assert losses(lines) == losses(calm.events)
+    assert [e["loss"] for e in lines if e["kind"] == "trained"] == [n["loss"] for n in calm.noted("trained")]
     assert any(e["kind"] == "replaced" for e in lines)

@@ -24,11 +24,11 @@ def test_every_model_of_the_house_cut_anywhere_is_the_whole_network() -> None:
             continue
         shape = (3, 16, 16)
         whole = build_model(name, None, shape, 3, 0)
-        try:
-            every = pieces(whole)
-        except BadInput as error:
-            assert "cannot be split" in str(error)
+        if not isinstance(whole, Cuttable | nn.Sequential):
+            with pytest.raises(BadInput, match="cannot be split"):
+                pieces(whole)
             continue
+        every = pieces(whole)
         cuttable += 1
         x = torch.from_numpy(generator(1, name).random((2, *shape), np.float32))
         whole.eval()

@@ -18,7 +18,7 @@ MESSAGES = st.one_of(
             head, stage, step, micro, micro + more, rows, rows + others, blob, labels * 2 * rows, which * 4 * rows),
         PLACES, STAGES, PLACES, st.integers(0, 2**30), ROWS, ROWS, st.integers(0, 50), BLOBS,
         st.sampled_from([b"", b"a"]), st.sampled_from([b"", b"a"])),
-    st.builds(messages.Gradients, PLACES, STAGES, PLACES, PLACES, BLOBS, st.floats(allow_nan=False, allow_infinity=False)),
+    st.builds(messages.Gradients, PLACES, STAGES, PLACES, PLACES, BLOBS, st.floats(-1e30, 1e30)),
     st.builds(messages.Ask, PLACES, STAGES, PLACES, PLACES, ROWS, BLOBS),
     st.builds(messages.Answer, PLACES, STAGES, PLACES, PLACES, ROWS, BLOBS),
     st.builds(messages.Handover, PLACES, PLACES, BLOBS),

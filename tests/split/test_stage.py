@@ -2,7 +2,6 @@
 
 import gc
 import weakref
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -236,12 +235,14 @@ def test_a_head_that_diverges_says_so() -> None:
     worker = stages(rate=1e30, labels="sent")
     key = Key(0, 0, 0, 0, 1)
     do(worker, Forward(key))
+    steep = Several(tuple(
+        task for step in range(4) for task in (
+            Forward(Key(0, 0, step, 0, 1)),
+            Backward(Key(0, 0, step, 0, 1), encoded(np.full((BATCH, 10), 1e6))),
+        )
+    ))  # fmt: skip
     with pytest.raises(BadInput, match="use a lower learning rate"):
-        for step in range(4):
-            key = Key(0, 0, step, 0, 1)
-            do(worker, Forward(key))
-            do(worker, Backward(key, encoded(np.full((BATCH, 10), 1e6))))
-            assert np.isfinite(do(worker, Fetch(0, 0))).all()
+        do(worker, steep)
 
 
 # --- labels --------------------------------------------------------------------------------------------------------
@@ -260,9 +261,10 @@ def test_labels_that_are_held_are_found_by_the_numbers_of_examples() -> None:
     more = do(worker, Forward(Key(0, 1, 0, 0, 1), said.rows, said.blob))
     wrong = np.frombuffer(said.which, "<u4").copy()
     wrong[0] = N
-    finish: Callable[[bytes], Any] = lambda which: do(
-        tail, Finish(Key(0, 2, 0, 0, 1), said.rows, said.total, more.blob, which=which)
-    )
+
+    def finish(which: bytes) -> Any:
+        return do(tail, Finish(Key(0, 2, 0, 0, 1), said.rows, said.total, more.blob, which=which))
+
     assert isinstance(finish(wrong.tobytes()), Refused)
     assert isinstance(finish(b""), Refused)
     down = finish(said.which)
