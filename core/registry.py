@@ -78,10 +78,9 @@ class Registry(Generic[T]):
             raise BadInput(f"{self.kind} {name!r}: {first_complaint(error)}.") from None
 
     def describe(self, name: str) -> tuple[str, dict[str, object]]:
-        """The first line of the docstring, and the options with their defaults (`...` where one is required)."""
+        """What it is, by its docstring's first lines, and the options with their defaults (`...`: one is required)."""
         cls = self.get(name)
-        line = (cls.__doc__ or "").strip().splitlines()[0] if cls.__doc__ else ""
-        return line, {f.name: _default(f) for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]  # as in build
+        return _beginning(cls.__doc__ or ""), {f.name: _default(f) for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]  # as in build
 
     def _scan(self) -> None:
         if self._scanned:
@@ -108,6 +107,18 @@ def first_complaint(error: ValidationError) -> str:
     place = ".".join(str(part) for part in first["loc"])
     message = first["msg"].removeprefix("Value error, ")
     return f"{place}: {message}" if place else message
+
+
+def _beginning(words: str) -> str:
+    """The first lines of a docstring, until one of them ends a sentence or the paragraph ends."""
+    taken: list[str] = []
+    for line in (line.strip() for line in words.strip().splitlines()):
+        if not line:
+            break
+        taken.append(line)
+        if line.endswith("."):
+            break
+    return " ".join(taken)
 
 
 def _default(field: "dataclasses.Field[Any]") -> object:

@@ -42,7 +42,7 @@ class DecoderInversion:
 
     iterations: Annotated[int, Field(ge=0)] = 200
     refinements: Annotated[int, Field(ge=0)] = 40
-    turns: Annotated[int, Field(ge=0)] = 20
+    turns: Annotated[int, Field(ge=0)] = 40
     targets: Annotated[int, Field(ge=1)] = 4
     first: Annotated[int, Field(ge=0)] = 0
     pictures: Annotated[int, Field(ge=8)] = 3000

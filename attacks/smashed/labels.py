@@ -91,11 +91,10 @@ class SplitLabels:
         rows = {(one.step, one.micro): one.activations for one in below}
         kept: list[tuple[Floats, NDArray[np.int64]]] = []
         for one in seen:
-            flat(one)  # refuses where there is none
-            gradients, known = upper.expected(one)
+            gradients, known = flat(one), upper.candidates(one)
             which = met.find(rows[one.step, one.micro], _epoch(public, one), public.classes)
             prior = normalised(known.log_p + np.stack([met.evidence[i] for i in which]))
-            found = log_likelihood(gradients, known, () if upper.coupled else guards, prior)
+            found = upper.joint(one, prior) if upper.coupled else log_likelihood(gradients, known, guards, prior)
             for i, evidence in zip(which, found - found.max(axis=1, keepdims=True), strict=True):
                 met.evidence[i] = met.evidence[i] + evidence
             upper.learn(one, np.exp(normalised(prior + found)))

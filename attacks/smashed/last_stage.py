@@ -19,7 +19,7 @@ from veilmesh.attacks.view import Public
 from veilmesh.split.part import Part
 from veilmesh.tasks.models.layers import BatchNorm
 
-__all__ = ["Candidates", "Upper", "above", "candidates", "coupled", "jacobian", "uncoupled"]
+__all__ = ["Candidates", "Upper", "above", "candidates", "coupled", "jacobian", "joint_likelihood"]
 
 Floats = NDArray[np.float64]
 
@@ -61,19 +61,48 @@ def coupled(module: nn.Module) -> bool:
     return any(isinstance(layer, BatchNorm) for layer in module.modules())
 
 
-def uncoupled(module: nn.Module, one: Smashed) -> tuple[Floats, Candidates]:
-    """Behind batch normalisation: what p - y must have been (B, K), by least squares over the whole batch at once, and
-    what it would be for every label."""
+def joint_likelihood(module: nn.Module, one: Smashed, prior: Floats) -> Floats:
+    """Behind batch normalisation: the log-likelihood (B, K) of each label while all others are what fits best.
+    `prior` (B, K), logs: where one search begins; another begins at a least-squares p - y.
+
+    The gradients of the whole batch are linear in all of its labels; one label at a time is changed, the best change
+    first, until none helps.
+    """
     x = torch.from_numpy(np.array(one.activations)).requires_grad_()
     logits: Tensor = module(x)
     rows = [torch.autograd.grad(each, x, retain_graph=True)[0].flatten() for each in logits.flatten()]
-    down = torch.stack(rows).double().numpy()  # (B * K, B * d)
+    down = torch.stack(rows).double().numpy() * (one.share / len(x))  # (B * K, B * d)
     assert one.gradients is not None
-    seen = np.linalg.lstsq(down.T, one.gradients.reshape(-1).astype(np.float64), rcond=1e-6)[0]
+    seen = one.gradients.reshape(-1).astype(np.float64)
     log_p = functional.log_softmax(logits.detach().double(), dim=1).numpy()
-    classes = log_p.shape[1]
-    every = np.exp(log_p) - np.eye(classes)[:, None]  # (K, B, K)
-    return seen.reshape(-1, classes), Candidates(every * (one.share / len(log_p)), log_p)
+    gram, told = down @ down.T, down @ seen
+    solved = (np.linalg.pinv(gram, rcond=1e-9, hermitian=True) @ told).reshape(log_p.shape)
+    found = [_search(gram, told, log_p, start) for start in (solved.argmin(axis=1), prior.argmax(axis=1))]
+    cost, worse = min(found, key=lambda each: each[0])
+    floor = 1e-9 * float(seen @ seen) + 1e-30
+    variance = max(floor, cost + float(seen @ seen)) / len(seen)
+    return np.asarray(-worse / (2 * variance))
+
+
+def _search(gram: Floats, told: Floats, log_p: Floats, labels: NDArray[np.int64]) -> tuple[float, Floats]:
+    """The squared misfit, less a constant, at the labels that were found from `labels` (B,); and by how much it is more
+    for each other label (B, K)."""
+    batch, classes = log_p.shape
+    at = np.arange(batch) * classes
+    own, every = np.diag(gram).reshape(batch, classes), np.arange(batch * classes).reshape(batch, classes)
+    labels = labels.copy()
+    for _ in range(8 * batch):
+        off = np.exp(log_p).reshape(-1)
+        off[at + labels] -= 1
+        rest = (gram @ off - told).reshape(batch, classes)
+        now = at + labels
+        more = 2 * (rest.reshape(-1)[now][:, None] - rest) + own.reshape(-1)[now][:, None] + own
+        more -= 2 * gram[now[:, None], every]
+        best = int(more.argmin())
+        if more.reshape(-1)[best] >= -1e-15:
+            break
+        labels[best // classes] = best % classes
+    return float(off @ gram @ off - 2 * off @ told), np.maximum(more, 0)
 
 
 class Upper:
@@ -92,12 +121,13 @@ class Upper:
         """As the function of that name."""
         return coupled(self._part.module)
 
-    def expected(self, one: Smashed) -> tuple[Floats, Candidates]:
-        """What was seen of `one`, and what would have been for every label, with the parameters of now."""
-        if self.coupled:
-            return uncoupled(self._part.module, one)
-        assert one.gradients is not None
-        return one.gradients.reshape(len(one.gradients), -1).astype(np.float64), candidates(self._part.module, one)
+    def candidates(self, one: Smashed) -> Candidates:
+        """As the function of that name, with the parameters of now."""
+        return candidates(self._part.module, one)
+
+    def joint(self, one: Smashed, prior: Floats) -> Floats:
+        """As `joint_likelihood`, with the parameters of now."""
+        return joint_likelihood(self._part.module, one, prior)
 
     def learn(self, one: Smashed, labels: Floats) -> None:
         """Take `one`'s part of its step, with label probabilities (B, K); the step is done with its last part."""

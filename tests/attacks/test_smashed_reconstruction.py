@@ -58,7 +58,9 @@ def test_running_the_head_backwards_adds_to_the_decoder(digits):
     head, private = _head(1), x[:20]
     z = activations(head, torch.from_numpy(private)).numpy()
     plain, refined = (
-        _psnr(invert(head, z, x[100:400], dataclasses.replace(RECIPE, refinements=n), np.random.default_rng(0)), private)
+        _psnr(
+            invert(head, z, x[100:400], dataclasses.replace(RECIPE, refinements=n), np.random.default_rng(0)), private
+        )
         for n in (0, 40)
     )
     assert refined > plain + 1

@@ -80,7 +80,8 @@ def test_help_names_every_command(inside: Callable[..., Said]) -> None:
     ("line", "offered"),
     [
         ("list tas", ["tasks"]), ("up --task fa", ["faces"]), ("up --topology ri", ["ring"]),
-        ("up --strategy u-sh", ["u-shaped"]), ("up --set training.b", ["training.batch="]), ("attack run --attack cos", ["cosine-inversion"]),
+        ("up --strategy u-sh", ["u-shaped"]), ("up --set training.b", ["training.batch="]),
+        ("attack run --attack cos", ["cosine-inversion"]),
     ],
 )  # fmt: skip
 def test_completion_offers_what_there_is(tmp_path: Path, line: str, offered: list[str]) -> None:

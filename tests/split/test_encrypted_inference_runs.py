@@ -125,7 +125,7 @@ def test_over_libp2p_it_comes_to_the_same(tiny: dict[str, Any], tmp_path: Path) 
 def test_digits_are_recognised_as_in_clear_whenever_they_are_asked_about(tmp_path: Path) -> None:
     pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
     model = {**MODEL, "hidden": [16]}
-    run = played(tmp_path, **{**TINY, "model": model, "evaluate_every": 4})
+    run = played(tmp_path, **{**TINY, "model": model, "evaluate_every": 4, "training__batch": 32})
     assert [note["round"] for note in run.noted("accuracy")] == [4, 6]
     assert run.summary["accuracy"] == pytest.approx(in_clear(run.cast, run.models[0]), abs=0.005)
     assert run.summary["accuracy"] > 0.7
