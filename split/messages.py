@@ -12,15 +12,16 @@ import msgspec
 from veilmesh.core import Refusal, RemoteError
 
 __all__ = [
-    "Activations", "Answer", "Ask", "Diverged", "Done", "Gradients", "Handover", "Message", "Replica", "Rewire",
-    "Taken", "decode", "encode",
+    "Activations", "Answer", "Ask", "Diverged", "Done", "Gradients", "Handover", "Labels", "Message", "Replica",
+    "Rewire", "Taken", "decode", "encode",
 ]  # fmt: skip
 
 
 class Activations(msgspec.Struct, frozen=True, array_like=True, tag="activations", forbid_unknown_fields=True):
     """What enters `stage` of `rows` examples: micro-batch `micro` (0, 1, ...) of the `of` that `step` has, which has
     `total` examples in all. `labels`, two bytes each, little-endian, where the head sends them; `which`, four bytes
-    each: the examples' numbers, where their labels are held elsewhere. Both empty otherwise."""
+    each: the examples' numbers, where their labels are held elsewhere. Both empty otherwise, and where `Labels` say
+    it."""
 
     head: int
     stage: int
@@ -30,6 +31,19 @@ class Activations(msgspec.Struct, frozen=True, array_like=True, tag="activations
     rows: int
     total: int
     blob: bytes
+    labels: bytes
+    which: bytes
+
+
+class Labels(msgspec.Struct, frozen=True, array_like=True, tag="labels", forbid_unknown_fields=True):
+    """The labels of a micro-batch, or its examples' numbers, as in `Activations`: straight to whoever plays the last
+    `stage`, where others stand between, who have no business with them."""
+
+    head: int
+    stage: int
+    step: int
+    micro: int
+    rows: int
     labels: bytes
     which: bytes
 
@@ -118,7 +132,9 @@ class Done(msgspec.Struct, frozen=True, array_like=True, tag="done", forbid_unkn
     rounds: int
 
 
-Message: TypeAlias = Activations | Gradients | Ask | Answer | Handover | Taken | Replica | Rewire | Diverged | Done
+Message: TypeAlias = (
+    Activations | Labels | Gradients | Ask | Answer | Handover | Taken | Replica | Rewire | Diverged | Done
+)  # fmt: skip
 
 _ENCODER = msgspec.msgpack.Encoder()
 _DECODER: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
@@ -156,6 +172,9 @@ def _wrong(message: Message) -> str | None:
             if not micro < of or not 0 < rows <= total:
                 return "a micro-batch that its step does not have"
             if len(labels) not in (0, 2 * rows) or len(which) not in (0, 4 * rows):
+                return "labels of other examples"
+        case Labels(rows=rows, labels=labels, which=which):
+            if not rows or len(labels) not in (0, 2 * rows) or len(which) not in (0, 4 * rows):
                 return "labels of other examples"
         case Gradients(loss=loss):
             if loss != loss or abs(loss) == float("inf"):

@@ -22,6 +22,9 @@ from veilmesh.split.work import Backward, Finish, Forward, Key, Returned, Severa
 
 __all__ = ["Fsha"]
 
+_PLACES = 512
+"""Of a step: from here on, what is common to all of them moves the head as far as one can follow."""
+
 
 @HIJACKS.register("fsha")
 @dataclass(frozen=True, slots=True)
@@ -35,13 +38,16 @@ class Fsha:
 
     Theirs trains the pilot while the victim trains, and here it is trained, for `iterations` steps, before: nothing
     that it learns comes from the victim. `wasserstein`: a critic with a gradient `penalty` (WGAN-GP), as their runs
-    had; else the plain loss. Every gradient said has a norm of `stride` / learning rate: plain SGD at the victim, where
-    they had Adam. `pretend`: the honest gradient's share in the one said, for guards that look for the task in it.
+    had; else the plain loss. Every gradient said has a norm of `stride` / learning rate, for plain SGD at the victim,
+    where they had Adam; where a step has more than 512 places (examples, times the places of a convolution that share
+    its parameters), so much less as there are more, and after t steps settle / (settle + t) of it, unless `settle` is 0.
+    `pretend`: the honest gradient's share in the one said, for guards that look for the task in it.
     """
 
     iterations: Annotated[int, Field(ge=1)] = 400
     begins: Begins = "public"
     stride: Annotated[float, Field(gt=0)] = 0.015
+    settle: Annotated[int, Field(ge=0)] = 0
     rate: Annotated[float, Field(gt=0)] = 1e-3
     wasserstein: bool = True
     penalty: Annotated[float, Field(ge=0)] = 10.0
@@ -77,7 +83,8 @@ class _Hijacker:
         self._learner = torch.optim.Adam(self._critic.parameters(), options.rate, betas)
         self._seen: dict[tuple[int, int], tuple[int, Tensor]] = {}  # by head and micro-batch: the step, what came in
         share = 1 - float(public.split.get("momentum", 0.0))
-        self._norm = options.stride * share / public.learning_rate
+        places = public.batch * (prod(self._shape[1:]) if len(self._shape) == 3 else 1)
+        self._norm = options.stride * share / public.learning_rate * min(1.0, _PLACES / places)
 
     def run(self, tasks: Sequence[object]) -> list[object]:
         """The results of tasks, some of them lies."""
@@ -120,7 +127,9 @@ class _Hijacker:
             said = self._read(honest.blob, len(z))
             usual = torch.zeros_like(z) if said is None else self._unit(said)
             mixed = (1 - self._options.pretend) * mixed + self._options.pretend * usual
-        values = (mixed * (self._norm / key.of)).numpy().reshape(-1)
+        settle = self._options.settle
+        norm = self._norm * (settle / (settle + key.step) if settle else 1.0)
+        values = (mixed * (norm / key.of)).numpy().reshape(-1)
         blob = table.encode(self._codec, np.ascontiguousarray(values), self._rng)
         return Returned(blob, honest.loss, honest.alarms, honest.stop, honest.state)
 

@@ -23,7 +23,7 @@ from veilmesh.crypto.codecs.base import Vector
 from veilmesh.peer.machine import PeerId
 from veilmesh.split import messages
 from veilmesh.split.cut import divide, shapes
-from veilmesh.split.messages import Activations, Gradients
+from veilmesh.split.messages import Activations, Gradients, Labels
 
 __all__ = ["Smashed", "StageMap", "boundaries", "labels_elsewhere", "observe_smashed", "require_split"]
 
@@ -126,14 +126,18 @@ def observe_smashed(
     stages = StageMap(view.public)
     found: dict[tuple[int, int, int], Smashed] = {}
     gradients: dict[tuple[int, int, int], bytes] = {}
+    apart: dict[tuple[int, int, int], Labels] = {}  # labels that did not come with the activations
     for message in _messages(view):
         if isinstance(message, Activations) and message.stage == boundary:
             if (one := _read(view, stages, message)) is not None:
                 found.setdefault((message.head, message.step, message.micro), one)
         elif isinstance(message, Gradients) and message.stage == boundary - 1:
             gradients.setdefault((message.head, message.step, message.micro), message.blob)
+        elif isinstance(message, Labels):
+            apart.setdefault((message.head, message.step, message.micro), message)
     hidden = frozenset() if everybody or (own and labels_elsewhere(view)) else view.vantage.controls
-    every = (_with_gradient(one, gradients.get(key)) for key, one in sorted(found.items(), key=lambda item: item[0]))
+    whole = [(key, _with_labels(view, one, apart.get(key))) for key, one in sorted(found.items(), key=lambda at: at[0])]
+    every = (_with_gradient(one, gradients.get(key)) for key, one in whole)
     return [one for one in every if one.head not in hidden]
 
 
@@ -158,14 +162,25 @@ def _read(view: View, stages: StageMap, m: Activations) -> Smashed | None:
     except RemoteError:
         return None
     head = PeerId(route[m.head][0])
-    labels = None
-    if m.labels:
-        labels = np.frombuffer(m.labels, "<u2").astype(np.int64)
-    elif m.which and head in view.held:
-        labels = view.held[head][np.frombuffer(m.which, "<u4")]
+    labels = _labels(view, head, m)
     return Smashed(
         head, m.stage, m.step, m.micro, m.of, m.rows / m.total, values.reshape(m.rows, *shape), labels=labels
     )
+
+
+def _labels(view: View, head: PeerId, m: Activations | Labels) -> NDArray[np.int64] | None:
+    """What a message says of labels, as far as the adversary can read it."""
+    if m.labels:
+        return np.frombuffer(m.labels, "<u2").astype(np.int64)
+    which = np.frombuffer(m.which, "<u4")
+    held = view.held.get(head)
+    return held[which] if m.which and held is not None and (which < len(held)).all() else None
+
+
+def _with_labels(view: View, one: Smashed, m: Labels | None) -> Smashed:
+    if m is None or one.labels is not None or m.rows != len(one.activations):
+        return one
+    return replace(one, labels=_labels(view, one.head, m))
 
 
 def _with_gradient(one: Smashed, blob: bytes | None) -> Smashed:

@@ -35,7 +35,8 @@ class SplitLabels:
     `replay` (ours): of the stages above the cut the initial parameters are public. For every label it is known what
     gradient would come back (`last_stage.py`); the label that fits tells which step was taken, and so what the
     parameters are then. Behind a guard, labels are a distribution, by what is known of the guard's noise
-    (`label_evidence.py`), and stages are trained on that. The others are published, and see `label_cues.py`.
+    (`label_evidence.py`), and stages are trained on that. Behind batch normalisation a batch's labels are searched for
+    together, and guards are taken for noise of unknown size. The others are published, and see `label_cues.py`.
 
     Guesses carry labels (B,) in the order in which examples were sent, and no pictures; their loss is how often the
     attacker takes itself to be wrong, or for the published methods 1 - the mean lead of the highest score.

@@ -32,6 +32,8 @@ def summary_table(summaries: Iterable[Mapping[str, Any] | None]) -> Table:
         "all pictures. Floor: the best guess made without any information. Accuracy: mean of those who finished. "
         f"Bytes: sent by each peer in each round, {_counted(named)}."
     )
+    if any(summary and summary.split for _, summary in named):
+        caption += " In split mode peers are the data owners only."
     marks = _marks(row.attacked for row in rows(named) if row.attacked)
     if marks:
         caption += " Easier than ordinary training: " + ", ".join(f"[{n}] {what}" for what, n in marks.items()) + "."
@@ -150,4 +152,6 @@ def _attack_cells(row: Row, attacked: Attacked, marks: Mapping[str, int]) -> lis
     scores = [decibels(attacked.psnr_best), decibels(attacked.floor_best), gain(attacked.gain_best)]
     scores += [decibels(attacked.psnr_median), similarity(attacked.ssim_best)]
     name = f"  {place}: {attacked.called}" + (f" {easier}" if easier else "")
+    if attacked.psnr_best is None and attacked.labels_right is not None:  # it guesses at labels, and at nothing else
+        name += f"\n  labels {share(attacked.labels_right)} ({share(attacked.labels_floor)})"
     return [Text(name), *map(Text, scores), *[Text("")] * 3]

@@ -22,7 +22,8 @@ class Chain:
     Every step ends before the next begins (Huang et al., arXiv 1811.06965, GPipe), so the weights are those of a chain
     without overlap. `standbys` peers get a copy of a stage after every step; one of them takes the place of a peer that
     dies, and what was on its way is said again (the idea of Petals and of SWARM parallelism, arXiv 2301.11913).
-    `labels`: "sent" along the chain to the tail, "held" there, or "own": then the data owner has the last stage too.
+    `labels`: "sent" straight to the tail, past the middles, "held" there, or "own": then the data owner has the last
+    stage too.
     """
 
     middles: Annotated[int, Field(ge=1, le=64)] = 2

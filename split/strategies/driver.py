@@ -13,7 +13,7 @@ from veilmesh.core import Refusal, RemoteError
 from veilmesh.crypto.codecs.base import Vector
 from veilmesh.peer.machine import CancelTimer, Effect, Note, Send, SetTimer, Stop
 from veilmesh.split import messages
-from veilmesh.split.messages import Activations, Answer, Ask, Gradients
+from veilmesh.split.messages import Activations, Answer, Ask, Gradients, Labels
 from veilmesh.split.strategies.base import SplitKit
 from veilmesh.split.strategies.company import Company, Desk
 from veilmesh.split.work import (
@@ -95,6 +95,7 @@ class Driver:
         self._me = kit.place
         self._jobs: deque[Callable[[], list[Effect]]] = deque()
         self._round: _Round | None = None
+        self._labels: dict[tuple[int, int], bytes] = {}  # by step and micro-batch, of this step and the one before
         self._step: _Step | None = None
         self._question: _Question | None = None
         self._before: dict[int, bytes] = {}  # what went up in the step before, where somebody stands by
@@ -164,6 +165,7 @@ class Driver:
     def _next(self, number: int) -> None:
         self._remember()
         self._step = _Step(number)
+        self._labels = {place: body for place, body in self._labels.items() if place[0] >= number - 1}
 
     def _remember(self) -> None:
         """Whoever takes over from a peer that dies may be one step behind, and is then told of it once more."""
@@ -185,12 +187,19 @@ class Driver:
     def _forwarded(self, key: Key, result: object) -> list[Effect]:
         assert isinstance(result, Said)
         assert self._step is not None
+        labels, which, effects = result.labels, result.which, []
+        if (labels or which) and self._kit.plan.stages > 2:  # they go past those who stand between
+            apart = Labels(self._me, self._kit.plan.stages - 1, key.step, key.micro, result.rows, labels, which)
+            self._labels[key.step, key.micro] = messages.encode(apart)
+            effects, labels, which = [self._labelled(self._labels[key.step, key.micro])], b"", b""
         up = Activations(
-            self._me, 1, key.step, key.micro, key.of, result.rows, result.total, result.blob, result.labels,
-            result.which,
-        )  # fmt: skip
+            self._me, 1, key.step, key.micro, key.of, result.rows, result.total, result.blob, labels, which
+        )
         self._step.said[key.micro] = messages.encode(up)
-        return [Send(self._company.player(self._me, 1), self._step.said[key.micro])]
+        return [*effects, Send(self._company.player(self._me, 1), self._step.said[key.micro])]
+
+    def _labelled(self, body: bytes) -> Send:
+        return Send(self._company.player(self._me, self._kit.plan.stages - 1), body)
 
     def gradients(self, m: Gradients) -> list[Effect]:
         """What came back. Raises RemoteError where it does not fit."""
@@ -351,6 +360,8 @@ class Driver:
             whole = self._step.said.values() if self._step is not None else waiting
             waiting = [*self._before.values(), *whole]
         again = [Send(self._company.player(self._me, 1), body) for body in waiting]
+        if waiting and self._step is not None:
+            again = [self._labelled(body) for _, body in sorted(self._labels.items())] + again
         return [*again, SetTimer(RETRY, self.now + wait)] if self._jobs else []
 
     def _unanswered(self) -> list[bytes]:

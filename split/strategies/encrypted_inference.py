@@ -37,9 +37,12 @@ _KEPT = 4
 @SPLITS.register("encrypted-inference")
 @dataclass(frozen=True, slots=True)
 class EncryptedInference:
-    """The tail trains the whole network on the task's public pictures; the data owner asks it about its test pictures,
-    on ciphertexts (`crypto/encrypted_inference`). The model is an mlp with one hidden layer and the activation
-    "square". Needs TenSEAL. An answer takes seconds to minutes: `timing.round` has to be longer.
+    """The tail trains the whole network on public pictures; the data owner asks it about its own, on ciphertexts.
+
+    Nothing is cut. The tail learns how many pictures it is asked about, the data owner the answers
+    (`crypto/encrypted_inference`). The model is an mlp with one hidden layer and the activation "square". Needs
+    TenSEAL. The data owner asks whenever `evaluate_every` says so, about all of its test pictures; an answer takes
+    seconds to minutes, and `timing.round` has to be longer.
     """
 
     owners: ClassVar[int | None] = 1

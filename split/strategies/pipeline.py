@@ -37,6 +37,7 @@ from veilmesh.split.messages import (
     Done,
     Gradients,
     Handover,
+    Labels,
     Message,
     Replica,
     Rewire,
@@ -46,6 +47,7 @@ from veilmesh.split.strategies.base import SplitKit
 from veilmesh.split.strategies.company import Company, Desk
 from veilmesh.split.strategies.driver import RETRY, Driver
 from veilmesh.split.strategies.gates import Free, Gate
+from veilmesh.split.strategies.joined import Joined
 from veilmesh.split.strategies.station import Station
 from veilmesh.split.work import Fetch, StageState
 
@@ -94,6 +96,7 @@ class SplitMachine:
                 if route[stage] == kit.place:
                     self._play(head, stage)
         self._gates = {stage: gate(kit, stage) for stage in range(1, kit.plan.stages)}
+        self._joined = Joined(kit)
         self._replicas: dict[tuple[int, int], dict[int, StageState]] = {}  # at a standby: the last few, by step
         self._over: dict[int, int] = {}  # data owners that are done: after how many rounds
         self._rounds = 0
@@ -156,6 +159,10 @@ class SplitMachine:
             case Activations(head=head, stage=stage):
                 self._company.require(sender, head, stage - 1)
                 return self._admitted(self._station(head, stage), m)
+            case Labels(head=head, stage=stage):
+                self._company.require(sender, head, 0)
+                station, whole = self._station(head, stage), self._joined.labels(m)
+                return [] if whole is None else station.activations(whole)
             case Gradients(head=head, stage=stage):
                 self._company.require(sender, head, stage + 1)
                 if stage == 0:
@@ -209,6 +216,9 @@ class SplitMachine:
             self._own(m.head).require_said(m.step, m.micro)
         if not station.knows(m) and not self._gates[m.stage].admits(m):
             return []
+        if self._joined.needed and m.stage == self._kit.plan.stages - 1 and not station.knows(m):
+            whole = self._joined.activations(m)
+            return [] if whole is None else station.activations(whole)
         return station.activations(m)
 
     def _stepped(self, head: int, stage: int, step: int) -> list[Effect]:

@@ -47,6 +47,13 @@ def test_whatever_cut_it_is_seen_at(make_split, boundary):
     assert _right(run, run.view("body"), SplitLabels(boundary=boundary)) == 1.0
 
 
+def test_batch_normalisation_does_not_hide_labels(make_split):
+    """Everybody's gradient depends on everybody's label, and all of them are solved for at once."""
+    model = {"name": "convnet", "width": 8, "norm": "batch"}
+    run = make_split("body", model=model, split={"cuts": [3, 6]}).train(6)
+    assert _right(run, run.view("body"), SplitLabels()) >= 0.95
+
+
 def test_several_local_steps_make_a_round_in_their_order(make_split):
     run = make_split("body", local_steps=4).train(12)
     view = run.view("body")

@@ -150,3 +150,18 @@ def test_where_labels_stay_with_the_data_owner_a_stand_in_guesses_them(make_spli
     view = make_split("body").train(2).view("body")
     for guess in ATTACKS.build("pcat", {"iterations": 2}).run(view, np.random.default_rng(0)):
         assert guess.labels.shape == (10,)
+
+
+def test_a_clone_of_the_head_follows_where_the_head_that_is_known_has_changed(digits, draws):
+    x, _ = digits
+    known, changed = _head(1), _head(1)
+    with torch.no_grad():
+        for parameter in changed.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=draws), alpha=0.3)
+    private = x[:20]
+    z = activations(changed, torch.from_numpy(private)).numpy()
+    without, with_clone = (
+        _psnr(invert(known, z, x[100:400], dataclasses.replace(RECIPE, turns=n), np.random.default_rng(0)), private)
+        for n in (0, 40)
+    )
+    assert with_clone > without

@@ -18,7 +18,7 @@ CHAIN = {"strategy": {"name": "chain", "middles": 2, "standbys": 1}, "model": DE
 
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory: pytest.TempPathFactory) -> Played:
-    """A chain whose second middle peer dies and is replaced; two of its members collude, and its guard scares easily."""
+    """A chain whose second middle peer dies and is replaced; two members collude, and a guard is easily scared."""
     scrutiny = {"name": "gradient-scrutiny", "every": 4, "threshold": 0.99, "patience": 1000}
     return played(
         tmp_path_factory.mktemp("chain"), **CHAIN, split__guards=[scrutiny], adversary__vantage="middle:1+tail",

@@ -1,17 +1,20 @@
 """What every protocol of split mode promises, and what becomes of one among liars: a refusal, and nothing else."""
 
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
 import torch
-from split_runs import DEEP, in_hand, prepared
+from split_runs import DEEP, in_hand, played, prepared
 
+from veilmesh.attacks.seen.smashed import observe_smashed
 from veilmesh.core import Refusal, RemoteError
 from veilmesh.peer.machine import Note, PeerId, Received, Stop
 from veilmesh.peer.outcome import Outcome
 from veilmesh.sim.network import Player, VirtualNetwork, _Heard
+from veilmesh.sim.observation import observation
 from veilmesh.split import messages
 from veilmesh.split.strategies.base import SPLITS
 
@@ -166,3 +169,17 @@ def test_nobody_fills_what_is_held_back_for_later(version: int) -> None:
             except RemoteError:
                 continue
     assert sum(len(gate._held) for gate in tail._gates.values()) <= 2
+
+
+def test_who_stands_between_never_sees_a_label(tmp_path: Path) -> None:
+    """In a chain labels go straight from their owner to the tail, and the network learns by them as in one piece."""
+    settings = {"strategy": "chain", "model": {"name": "mlp", "hidden": [24, 20, 16]}, "split__micro_batches": 2}
+    run = played(tmp_path, **settings, rounds=2, evaluate_every=2, transcript__keep="all")
+    ids = [PeerId(name) for name in run.cast.names]
+    seen = {
+        name: observe_smashed(observation(run.folder, run.cast, ids, name), boundary)
+        for name, boundary in (("middle:1", 1), ("middle:2", 3), ("tail", 3))
+    }
+    assert all(one.labels is None for name in ("middle:1", "middle:2") for one in seen[name])
+    assert seen["tail"]
+    assert all(one.labels is not None for one in seen["tail"])

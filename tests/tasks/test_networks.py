@@ -24,6 +24,7 @@ CASES = [(name, {}) for name in OWN] + [
     ("convnet", {"norm": "group", "padding": "reflect", "activation": "leaky-relu"}),
     ("convnet", {"norm": "frozen", "padding": "replicate", "width": 6}),
     *(("resnet", {"norm": norm, "depth": 8, "width": 8}) for norm in ("none", "group", "frozen")),
+    ("mlp", {"activation": "square"}),
     ("module", {"path": "users_networks:Small"}),
     ("module-per-pixel", {"path": "users_networks:pixels"}),
 ]
