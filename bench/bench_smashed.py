@@ -83,8 +83,8 @@ def rows(data: Dataset, asked: argparse.Namespace) -> Iterator[str]:
             parameter.requires_grad_(False)
         z = activations(head, torch.from_numpy(private)).numpy()
         recipe = Recipe(asked.iterations, asked.refinements)
-        mine, took = timed(lambda: invert(head, z, public[: asked.used], recipe, generator(0, "bench")))  # noqa: B023
-        other, its = timed(lambda: plain(head, z, public, asked.seconds or took))  # noqa: B023
+        mine, took = timed(lambda: invert(head, z, public[: asked.used], recipe, generator(0, "bench")))  # noqa: B023  # called at once
+        other, its = timed(lambda: plain(head, z, public, asked.seconds or took))  # noqa: B023  # called at once
         shape = "x".join(map(str, z.shape[1:]))
         yield (
             f"{depth:>5} {DEPTHS[depth]:8} {shape:>12}  {psnr(other, private).mean():>8.2f} "

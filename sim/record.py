@@ -148,7 +148,7 @@ class Recorder:
                 self._metrics.flush()
             self._trained[index] += note.kind == "trained"
             if note.kind == "alarm":
-                self._alarms.setdefault(index, []).append(int(note.data["step"]))
+                self._alarms.setdefault(index, []).append(int(str(note.data["step"])))
             if note.kind in ("trained", "accuracy"):
                 self._measure(index, note, t, traffic)
 

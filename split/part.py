@@ -17,7 +17,7 @@ from veilmesh.tasks.optimizers import Optimizer, optimizer
 from veilmesh.tasks.training import flatten
 from veilmesh.tasks.work import Settings
 
-__all__ = ["Part"]
+__all__ = ["Part", "Settings"]
 
 _Place = tuple[int, int, int]  # step, head, micro-batch
 

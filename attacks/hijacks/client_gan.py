@@ -30,6 +30,10 @@ class ClientGan:
     wrong thing; the published way around it, a loss scaled down and its gradient up again, is not open to whoever only
     sends labels: the loss is the tail's own. The head is left as it came.
 
+    It did not work where it was tried (digits, three data owners, 60 rounds of 16 steps, a convolution for a head): the
+    pictures were further from the class than the mean of all public ones (10.4 dB against 15.0), and another classifier
+    took 8 % of them for the target.
+
     For data owners that send labels, in turns (`round-robin`); attack `client-gan` shows what was made.
     """
 

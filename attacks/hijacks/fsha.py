@@ -40,14 +40,14 @@ class Fsha:
     that it learns comes from the victim. `wasserstein`: a critic with a gradient `penalty` (WGAN-GP), as their runs
     had; else the plain loss. Every gradient said has a norm of `stride` / learning rate, for plain SGD at the victim,
     where they had Adam; where a step has more than 512 places (examples, times the places of a convolution that share
-    its parameters), so much less as there are more, and after t steps settle / (settle + t) of it, unless `settle` is 0.
+    its parameters), so much less as there are more, and after t steps settle / (settle + t) of it (0: all).
     `pretend`: the honest gradient's share in the one said, for guards that look for the task in it.
     """
 
     iterations: Annotated[int, Field(ge=1)] = 400
     begins: Begins = "public"
     stride: Annotated[float, Field(gt=0)] = 0.015
-    settle: Annotated[int, Field(ge=0)] = 0
+    settle: Annotated[int, Field(ge=0)] = 1000
     rate: Annotated[float, Field(gt=0)] = 1e-3
     wasserstein: bool = True
     penalty: Annotated[float, Field(ge=0)] = 10.0

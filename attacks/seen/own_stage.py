@@ -17,8 +17,7 @@ from veilmesh.attacks.seen.smashed import Smashed, StageMap, boundaries, observe
 from veilmesh.attacks.view import Public, View
 from veilmesh.core import BadInput
 from veilmesh.peer.machine import PeerId
-from veilmesh.split.part import Part
-from veilmesh.tasks.work import Settings
+from veilmesh.split.part import Part, Settings
 
 __all__ = ["OwnStages", "own_stages", "settings_of", "tail_over_time"]
 

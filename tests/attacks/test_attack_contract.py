@@ -155,8 +155,8 @@ KNOWN = (
 )  # fmt: skip
 INSIDE = "veilmesh.swarm.strategies.base"  # a tamper is a machine, and has the kit of one: its own
 LIBRARIES = {
-    "abc", "ast", "collections", "contextlib", "copy", "dataclasses", "functools", "hashlib", "itertools", "math", "numpy",
-    "msgspec", "pydantic", "statistics", "torch", "typing",
+    "abc", "ast", "collections", "contextlib", "copy", "dataclasses", "functools", "hashlib", "itertools", "math",
+    "numpy", "msgspec", "pydantic", "statistics", "torch", "typing",
 }  # fmt: skip
 SOURCES = sorted(Path(veilmesh.attacks.__file__).parent.rglob("*.py"))
 

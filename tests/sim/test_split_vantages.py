@@ -10,7 +10,7 @@ from veilmesh.core import BadInput, RemoteError
 from veilmesh.peer.machine import PeerId
 from veilmesh.sim.observation import observation
 from veilmesh.split import messages
-from veilmesh.split.messages import Activations, Answer, Gradients, Handover, Message, Replica
+from veilmesh.split.messages import Activations, Answer, Gradients, Handover, Labels, Message, Replica
 
 SMALL = {"model": DEEP, "rounds": 2, "evaluate_every": 1, "transcript__keep": "all"}
 
@@ -65,10 +65,14 @@ def test_of_a_u_no_label_no_loss_and_no_output_leaves(
         assert not any(isinstance(m, Answer) for m in seen)
 
 
-def test_in_a_chain_labels_that_are_sent_pass_through_everybody(tmp_path: Path) -> None:
+def test_in_a_chain_labels_go_straight_to_the_tail_and_outputs_and_losses_pass_through(tmp_path: Path) -> None:
     done = run(tmp_path, strategy={"name": "chain", "middles": 2})
-    for place in ("middle:1", "middle:2", "tail"):
-        assert all(len(m.labels) == 2 * m.rows for m in activations(done, place))
+    for place in ("middle:1", "middle:2"):
+        seen = read(done, place)
+        assert not any(isinstance(m, Labels) or getattr(m, "labels", b"") or getattr(m, "which", b"") for m in seen)
+        assert any(isinstance(m, Answer) for m in seen)
+        assert any(m.loss for m in seen if isinstance(m, Gradients))
+    assert any(isinstance(m, Labels) and len(m.labels) == 2 * m.rows for m in read(done, "tail"))
 
 
 def test_a_standby_sees_parameters_and_no_activations(tmp_path: Path) -> None:
