@@ -55,9 +55,7 @@ class Public:
     pictures: NDArray[np.float32] | None = (
         None  # (N, C, H, W) public pictures of the same kind, disjoint from all private
     )
-    split: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # in split mode: cuts, who plays what; plain data
+    split: Mapping[str, Any] = field(default_factory=dict)  # in split mode: cuts, who plays what; plain data
     picture_labels: NDArray[np.int64] | None = None  # (N,) their classes, or (N, H, W) where pixels have them
 
 
@@ -136,6 +134,4 @@ def observe(
     return View(public, vantage, tuple(seen), own, told, held or {})
 
 
-ATTACKS: Registry[Attack] = Registry(
-    "attack", "veilmesh.attacks.inversion", further=("veilmesh.attacks.smashed",)
-)
+ATTACKS: Registry[Attack] = Registry("attack", "veilmesh.attacks.inversion", further=("veilmesh.attacks.smashed",))

@@ -147,6 +147,17 @@ def preload() -> None:
     from veilmesh.tasks.data.base import SOURCES
     from veilmesh.tasks.models.base import MODELS
 
-    for registry in (ATTACKS, GUARDS, HIJACKS, INFERENCES, MODELS, SOURCES, SPLIT_GUARDS, SPLITS, STRATEGIES, TRANSPORTS):
+    for registry in (
+        ATTACKS,
+        GUARDS,
+        HIJACKS,
+        INFERENCES,
+        MODELS,
+        SOURCES,
+        SPLIT_GUARDS,
+        SPLITS,
+        STRATEGIES,
+        TRANSPORTS,
+    ):
         registry.names()  # scanning imports
     sys.stdout.flush()

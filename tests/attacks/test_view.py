@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from veilmesh.attacks import ATTACKS
+from veilmesh.core import BadInput
 
 
 def _talk(make_mesh):
@@ -28,10 +29,21 @@ def test_a_tap_sees_sealed_frames_and_no_body(make_mesh):
     assert all(r.body is None and r.frame is not None for r in view.records)
 
 
-@pytest.mark.parametrize("name", ATTACKS.names())
+def _reads_cuts(name):
+    return ATTACKS.get(name).__module__.startswith("veilmesh.attacks.smashed.")
+
+
+@pytest.mark.parametrize("name", [name for name in ATTACKS.names() if not _reads_cuts(name)])
 def test_without_bodies_no_attack_guesses_anything(make_mesh, name):
     view = _talk(make_mesh).view(taps_wire=True)
     assert list(ATTACKS.build(name).run(view, np.random.default_rng(0))) == []
+
+
+@pytest.mark.parametrize("name", [name for name in ATTACKS.names() if _reads_cuts(name)])
+def test_an_attack_on_what_crosses_a_cut_says_so_where_nothing_does(make_mesh, name):
+    """In swarm mode, and on a tap of sealed frames."""
+    with pytest.raises(BadInput):
+        list(ATTACKS.build(name).run(_talk(make_mesh).view(taps_wire=True), np.random.default_rng(0)))
 
 
 def test_looking_at_a_view_does_not_load_torch():
