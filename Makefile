@@ -6,7 +6,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install system demo test test-all check lint types layers format reference bench-attacks bench-codecs bench-crypto bench-defences bench-encrypted bench-mesh bench-split fuzz clean FORCE
+.PHONY: help install system demo test test-all check lint types layers format reference bench-attacks bench-chain bench-codecs bench-crypto bench-defences bench-encrypted bench-mesh bench-smashed bench-split fuzz clean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -58,6 +58,9 @@ bench-attacks: install ## inversion speed and quality; DATA=FILE: CIFAR-10 as pa
 bench-defences: install ## every codec and guard against attackers who know it; about two CPU minutes each
 	@$(BIN)/python bench/bench_defences.py $(if $(DATA),--data '$(DATA)')
 
+bench-chain: install ## a chain of four peers on slow links, with micro-batches in flight and one at a time
+	@$(BIN)/python bench/bench_chain.py
+
 bench-codecs: install ## bytes, error and speed of every codec on a real update; DATA=FILE: CIFAR-10 as parquet
 	@$(BIN)/python bench/bench_codecs.py $(if $(DATA),--data '$(DATA)')
 
@@ -70,6 +73,9 @@ bench-encrypted: install ## a linear layer on ciphertexts against the published 
 bench-mesh: install ## real meshes against one process without a wire; BASELINES=DIR: other systems' scripts beside it
 	@$(BIN)/python bench/bench_mesh.py $(if $(BASELINES),--baselines '$(BASELINES)') $(if $(ENVIRONMENTS),--environments '$(ENVIRONMENTS)')
 	@$(BIN)/python bench/bench_payload.py $(if $(ENVIRONMENTS),--hivemind '$(ENVIRONMENTS)/hivemind/bin/python')
+
+bench-smashed: install ## pictures from activations at four depths, beside a plain decoder; DATA=FILE: CIFAR-10 as parquet
+	@$(BIN)/python bench/bench_smashed.py $(if $(DATA),--data '$(DATA)')
 
 bench-split: install ## a step of split training between two peers; BASELINES=DIR: hivemind's script beside it; DATA=DIR: MNIST
 	@$(BIN)/python bench/bench_split.py $(if $(DATA),--data '$(DATA)') $(if $(BASELINES),--baselines '$(BASELINES)') $(if $(ENVIRONMENTS),--environments '$(ENVIRONMENTS)')

@@ -17,7 +17,7 @@ from veilmesh.sim.report.sections import tally
 
 __all__ = ["claims_table", "inferred_table", "scores_table", "summary_table"]
 
-_COLUMNS = ("PSNR", "floor", "gain", "median", "SSIM", "accur.", "bytes", "time")
+_COLUMNS = ("PSNR", "floor", "gain", "median", "SSIM", "accur.", "bytes", "time", "CPU")
 
 
 def summary_table(summaries: Iterable[Mapping[str, Any] | None]) -> Table:
@@ -30,7 +30,7 @@ def summary_table(summaries: Iterable[Mapping[str, Any] | None]) -> Table:
     caption = (
         "PSNR (dB, at most 60) and SSIM of the best picture, picked by the scorer, who holds the truth; median over "
         "all pictures. Floor: the best guess made without any information. Accuracy: mean of those who finished. "
-        f"Bytes: sent by each peer in each round, {_counted(named)}."
+        f"Bytes: sent by each peer in each round, {_counted(named)}. CPU: of all members."
     )
     if any(summary and summary.split for _, summary in named):
         caption += " In split mode peers are the data owners only."
@@ -120,7 +120,7 @@ def _counted(named: list[tuple[str, Summary | None]]) -> str:
 def _run_cells(row: Row) -> list[Text]:
     """A run and its own figures, as text that is never read as markup."""
     run = row.summary
-    costs = [percent(run.accuracy), amount(run.bytes_per_peer_round), duration(run.seconds)]
+    costs = [percent(run.accuracy), amount(run.bytes_per_peer_round), duration(run.seconds), duration(run.cpu_seconds)]
     return [Text(row.label, "bold"), *[Text("")] * 5, *map(Text, costs)]
 
 
