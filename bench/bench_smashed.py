@@ -29,7 +29,6 @@ from veilmesh.tasks.models.build import build_model
 
 __all__ = ["main"]
 
-PICTURES = Path(__file__).resolve().parents[2] / "shared" / "data" / "cifar10-train-8000.parquet"
 DEPTHS = {1: "relu11", 4: "pool1", 7: "conv22", 11: "relu31"}
 
 Pictures = NDArray[np.float32]
@@ -96,7 +95,7 @@ def rows(data: Dataset, asked: argparse.Namespace) -> Iterator[str]:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data", type=Path, default=PICTURES, help="CIFAR-10 as parquet; photos where there is none")
+    parser.add_argument("--data", type=Path, help="CIFAR-10 as parquet; photos where none is given")
     parser.add_argument("--depths", type=int, nargs="+", choices=[*DEPTHS], default=[*DEPTHS])
     parser.add_argument("--public", type=int, default=3000, help="public pictures that there are")
     parser.add_argument("--used", type=int, default=1000, help="public pictures that ours learns from")
@@ -106,7 +105,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.0, help="CPU seconds of the plain decoder; 0: those of ours")
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    name, given = ("cifar10", {"path": asked.data}) if asked.data.is_file() else ("photos", {})
+    name, given = ("cifar10", {"path": asked.data}) if asked.data else ("photos", {})
     data = SOURCES.build(name, given).load()
     print(f"pictures: {name}; {asked.used} of {asked.public} public, {asked.private} private; one thread")
     for text in rows(data, asked):
