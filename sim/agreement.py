@@ -2,22 +2,19 @@
 
 import hashlib
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 from veilmesh.crypto.codecs.base import Vector
-from veilmesh.sim.cast import Cast
 
 __all__ = ["final_models"]
 
 DIGEST_BYTES = 6  # as a number it is exact in JSON, and two models share it by chance once in 2^48
 
 
-def final_models(cast: Cast, folder: Path, names: Iterable[str]) -> dict[str, Any]:
-    """`models`: how many different last models the members of these names have in `folder`; `model_bits`: the beginning
-    of the SHA-256 of the one they share, as a number, or None where they differ, so that equal figures of two runs mean
-    equal bits. Raises BadInput: a checkpoint cannot be read."""
-    digests = {_digest(model) for model in cast.models(folder, names)}
+def final_models(models: Iterable[Vector]) -> dict[str, Any]:
+    """`models`: how many different ones there are among `models`, each (d,); `model_bits`: the beginning of the SHA-256
+    of the one they share, as a number, or None where they differ, so that equal figures of two runs mean equal bits."""
+    digests = {_digest(model) for model in models}
     return {"models": len(digests), "model_bits": min(digests) if len(digests) == 1 else None}
 
 

@@ -192,7 +192,7 @@ class Recorder:
         summary["backdoor"] = backdoor_success(self._cast, self.folder / "checkpoints", whole)
         own = [m.cpu_seconds for m in members if m.cpu_seconds is not None]  # where members are processes
         summary["cpu_seconds"] = sum(own) if own else time.process_time() - self._cpu
-        summary |= final_models(self._cast, self.folder / "checkpoints", whole)
+        summary |= final_models(self._cast.models(self.folder / "checkpoints", whole))
         write_json(self.folder / "summary.json", summary)
         return summary
 

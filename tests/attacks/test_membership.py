@@ -22,7 +22,10 @@ from veilmesh.crypto.codecs.dense import Dense
 from veilmesh.swarm import messages
 
 NETWORKS = [{"name": "mlp", "hidden": (8,)}, {"name": "convnet", "width": 4}]
-MEMBERSHIP = [name for name in INFERENCES.names() if INFERENCES.get(name).infers == "members"]
+OF_SPLIT_MODE = ("activation-match", "activation-property")
+"""Those that read what crosses a cut: tests/sim/test_split_inferences.py, and here what is true of all."""
+SWARM = [name for name in INFERENCES.names() if name not in OF_SPLIT_MODE]
+MEMBERSHIP = [name for name in SWARM if INFERENCES.get(name).infers == "members"]
 
 
 @pytest.fixture(params=NETWORKS, ids=lambda n: n["name"])
@@ -47,7 +50,7 @@ def _build(name: str) -> Any:
     return INFERENCES.build(name, {k: v for k, v in quick.items() if k in fields})
 
 
-@pytest.mark.parametrize("name", [n for n in INFERENCES.names() if INFERENCES.get(n).infers != "peers"])
+@pytest.mark.parametrize("name", [n for n in SWARM if INFERENCES.get(n).infers != "peers"])
 def test_scores_are_one_for_each_candidate(view, candidates, name):
     inference = _build(name)
     scores = list(inference.run(view, candidates, np.random.default_rng(0)))
@@ -63,7 +66,13 @@ def test_scores_are_one_for_each_candidate(view, candidates, name):
         assert np.isfinite(s.threshold)
 
 
-@pytest.mark.parametrize("name", INFERENCES.names())
+@pytest.mark.parametrize("name", OF_SPLIT_MODE)
+def test_an_inference_from_activations_says_so_where_nothing_is_cut(view, candidates, name):
+    with pytest.raises(BadInput, match="reads what crosses a cut"):
+        list(_build(name).run(view, candidates, np.random.default_rng(0)))
+
+
+@pytest.mark.parametrize("name", SWARM)
 def test_an_inference_is_a_function_of_its_view_and_generator(view, candidates, name):
     torch.manual_seed(1)
     np.random.seed(1)  # the global generator is what is being watched

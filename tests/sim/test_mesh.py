@@ -81,7 +81,8 @@ def test_a_killed_peer_is_noticed_and_the_others_finish(tmp_path: Path) -> None:
     peers = json.loads((folder / "summary.json").read_text())["peers"]
     assert [p["ended"] for p in peers] == ["finished", "finished", "killed (SIGKILL)", "finished"]
     assert [p["rounds"] for p in peers if p["index"] != 2] == [150] * 3
-    assert "peer:2 killed (SIGKILL)" in output
+    assert "peer:2, after" in output
+    assert "killed (SIGKILL)" in output
     wait_for(lambda: not alive(everybody), "every process to end")
 
 

@@ -84,7 +84,7 @@ def figures(folder: Path) -> list[dict[str, Any]]:
 
 
 def outcome(summary: dict[str, Any]) -> dict[str, Any]:
-    timed = ("seconds", "seconds_per_round", "resumed_from", "peers")
+    timed = ("seconds", "seconds_per_round", "cpu_seconds", "resumed_from", "peers")
     return {k: v for k, v in summary.items() if k not in timed and not k.startswith(("seconds_to", "bytes_to"))}
 
 
