@@ -39,7 +39,6 @@ from veilmesh.tasks.models.base import MODELS
 from veilmesh.tasks.models.build import build_model, check_fit, initial_vector, layout
 from veilmesh.tasks.partition import PARTITIONS
 from veilmesh.tasks.training import Trainer
-from veilmesh.tasks.work import Indices, batch_indices
 
 __all__ = ["SplitCast"]
 
@@ -296,15 +295,6 @@ class SplitCast(Cast):
         return seed_number(self.scenario.seed, "private", index)
 
     # --- what is known of it -----------------------------------------------------------------------------------
-
-    def drawn(self, index: int, round_: int) -> Indices:
-        """The truth: as `Cast.drawn`, of a data owner's steps in `round_`."""
-        mine, training = self.shards[index], self.scenario.training
-        drawn = [
-            batch_indices(self.scenario.seed, index, round_, step, len(mine), training.batch, training.local_steps)
-            for step in range(training.local_steps)
-        ]
-        return mine[np.concatenate(drawn)]
 
     def models(self, checkpoints: Path, names: Iterable[str]) -> list[Vector]:
         """The whole network of every data owner among `names`, put together from those who played its stages."""

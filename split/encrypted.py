@@ -136,8 +136,8 @@ class LayerUser:
     def _one(self, task: object) -> object:
         try:
             match task:
-                case Several(tasks=tasks):
-                    return self._several(tasks)
+                case Several():
+                    return task.each(self._one)
                 case Forward(key=Key(stage=0)):
                     return self._forward(task)
                 case Finish(key=Key(stage=2)):
@@ -153,14 +153,6 @@ class LayerUser:
         except RemoteError as error:
             return Refused(str(error))
         return self._plain(task)
-
-    def _several(self, tasks: Sequence[object]) -> tuple[object, ...]:
-        results: list[object] = []
-        for task in tasks:
-            results.append(self._one(task))
-            if isinstance(results[-1], Refused):
-                break
-        return tuple(results)
 
     # --- a step ------------------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from typing import TypeAlias
 import msgspec
 
 from veilmesh.core import Refusal, RemoteError
+from veilmesh.peer.bodies import strictly
 
 __all__ = [
     "Activations", "Answer", "Ask", "Diverged", "Done", "Gradients", "Handover", "Labels", "Message", "Replica",
@@ -149,12 +150,7 @@ def encode(message: Message) -> bytes:
 
 def decode(body: bytes) -> Message:
     """The message in `body`. Raises RemoteError(MALFORMED) if there is none, or its numbers are out of range."""
-    try:
-        message = _DECODER.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:  # the latter for a tag that is not UTF-8
-        # The decoder repeats what it could not read; a sender's own words have no place in a record.
-        detail = "none of the messages" if "Invalid value" in str(error) else str(error)[:200]
-        raise RemoteError(Refusal.MALFORMED, detail) from None
+    message = strictly(_DECODER, body)
     if problem := _wrong(message):
         raise RemoteError(Refusal.MALFORMED, problem)
     return message

@@ -125,8 +125,8 @@ class Stages:
     def _one(self, task: object) -> object:
         try:
             match task:
-                case Several(tasks=tasks):
-                    return self._several(tasks)
+                case Several():
+                    return task.each(self._one)
                 case Forward():
                     return self._forward(task)
                 case Finish():
@@ -145,15 +145,6 @@ class Stages:
                 return Refused(str(error), diverged=True)
             raise
         return self._keep(task)
-
-    def _several(self, tasks: Sequence[object]) -> tuple[object, ...]:
-        """The results, up to the first that was refused."""
-        results: list[object] = []
-        for task in tasks:
-            results.append(self._one(task))
-            if isinstance(results[-1], Refused):
-                break
-        return tuple(results)
 
     def _keep(self, task: object) -> object:
         """The tasks that are about parameters."""

@@ -4,6 +4,7 @@ A micro-batch is known by its `Key`; every task is about the stage number `stage
 examples of one head, `head` (a place in the roster): a server may keep one copy of its stage for each.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -143,6 +144,15 @@ class Several:
     """Tasks done one after the other, in one go; the result is a tuple of theirs, up to the first `Refused`."""
 
     tasks: "tuple[Task, ...]"
+
+    def each(self, do: "Callable[[Task], object]") -> tuple[object, ...]:
+        """What `do` makes of the tasks, up to the first `Refused`."""
+        results: list[object] = []
+        for task in self.tasks:
+            results.append(do(task))
+            if isinstance(results[-1], Refused):
+                break
+        return tuple(results)
 
 
 @dataclass(frozen=True, slots=True)

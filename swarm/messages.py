@@ -15,6 +15,7 @@ from typing import TypeAlias
 import msgspec
 
 from veilmesh.core import Refusal, RemoteError
+from veilmesh.peer.bodies import strictly
 from veilmesh.swarm.secure_messages import SumMessage, wrong_sum
 
 __all__ = [
@@ -224,12 +225,7 @@ def encode(message: Message) -> bytes:
 
 def decode(body: bytes) -> Message:
     """The message in `body`. Raises RemoteError(MALFORMED) if there is none, or its numbers are out of range."""
-    try:
-        message = _DECODER.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:  # the latter for a tag that is not UTF-8
-        # The decoder repeats what it could not read; a sender's own words have no place in a record or on a terminal.
-        detail = "none of the messages" if "Invalid value" in str(error) else str(error)[:200]
-        raise RemoteError(Refusal.MALFORMED, detail) from None
+    message = strictly(_DECODER, body)
     if not 0 <= message.round < _ROUNDS:
         raise RemoteError(Refusal.MALFORMED, "round out of range")
     if isinstance(message, Update | ControlledUpdate | Share | Delta) and not 0 < message.samples < _ROUNDS:
