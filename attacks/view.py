@@ -57,6 +57,7 @@ class Public:
     )
     split: Mapping[str, Any] = field(default_factory=dict)  # in split mode: cuts, who plays what; plain data
     picture_labels: NDArray[np.int64] | None = None  # (N,) their classes, or (N, H, W) where pixels have them
+    sharing: Mapping[str, Any] = field(default_factory=lambda: {"name": "model"})  # what the vectors are: name, options
 
 
 class Own(Protocol):

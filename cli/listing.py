@@ -22,6 +22,7 @@ KINDS = {
     "inferences": ("veilmesh.attacks.inference.base", "INFERENCES"),
     "models": ("veilmesh.tasks.models.base", "MODELS"),
     "partitions": ("veilmesh.tasks.partition", "PARTITIONS"),
+    "sharings": ("veilmesh.swarm.sharing.base", "SHARINGS"),
     "split-guards": ("veilmesh.split.guards.base", "SPLIT_GUARDS"),
     "splits": ("veilmesh.split.strategies.base", "SPLITS"),
     "strategies": ("veilmesh.swarm.strategies.base", "STRATEGIES"),

@@ -28,6 +28,7 @@ from veilmesh.sim.observation import observation, randomness
 from veilmesh.sim.record import read_json, write_json
 from veilmesh.sim.scenario import Choice, Scenario
 from veilmesh.sim.score import score, shown_for
+from veilmesh.swarm.sharing.base import SHARINGS
 
 __all__ = ["attach", "audit", "built", "open_run", "save_picture"]
 
@@ -48,6 +49,7 @@ def audit(folder: Path, cast: Cast, ids: Sequence[PeerId], choice: Choice, vanta
 
     Pictures (the private one, the guess, the nearest public one) are written to the run's pictures/ folder.
     """
+    _require_readable(choice, cast.scenario)
     if registry_of(choice.name) is INFERENCES:
         helped = easier(cast.scenario, choice.build(INFERENCES))
         return infer(folder, cast, ids, choice, vantage) | {"easier": helped}
@@ -69,6 +71,18 @@ def audit(folder: Path, cast: Cast, ids: Sequence[PeerId], choice: Choice, vanta
         **_labels(cast, ids, attack, guesses if not needs_telling(attack) else ()),
         **(judge.pictures(guesses) if attack.reconstructs == "pictures" else {}),
     }
+
+
+def _require_readable(choice: Choice, scenario: Scenario) -> None:
+    """Raises BadInput where an attack reads models, and what this run shared is none."""
+    attack, shared = registry_of(choice.name).get(choice.name), scenario.sharing.name
+    if SHARINGS.get(shared).like_model or shared in getattr(attack, "sharings", ()):
+        return
+    known = [name for name in ATTACKS.names() if shared in getattr(ATTACKS.get(name), "sharings", ())]
+    raise BadInput(
+        f"Attack {choice.name!r} reads models, and this run shared {shared!r} in their place; take "
+        f"{' or '.join(known) or 'a run that shares models'}."
+    )
 
 
 def built(choice: Choice, per_pixel: bool) -> Attack:

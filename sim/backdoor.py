@@ -26,6 +26,8 @@ def backdoor_success(cast: Cast, checkpoints: Path, members: Sequence[str]) -> f
     if not others.any():
         return None
     x, y = tamper.trigger(data.test_x[others]), data.test_y[others] * 0 + tamper.target
-    trainer = replace(cast, dataset=replace(data, test_x=x, test_y=y)).trainer(0)
+    triggered = replace(data, test_x=x, test_y=y)
+    alike = cast.scenario.model_copy(update={"evaluate_on": "all"})
+    trainer = replace(cast, scenario=alike, dataset=triggered).learner(0)
     models = [load_parameters(checkpoints / f"{stem(name)}.safetensors") for name in members]
     return fmean(a.accuracy for a in trainer.run([Evaluate(m) for m in models]) if isinstance(a, Evaluated))

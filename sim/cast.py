@@ -33,21 +33,22 @@ from veilmesh.split.strategies.base import SPLITS
 from veilmesh.swarm.aggregators.base import AGGREGATORS, Aggregator
 from veilmesh.swarm.guards.base import GUARDS, Layout
 from veilmesh.swarm.sealer import Sealer
+from veilmesh.swarm.sharing.base import SHARINGS, Learner, Own, Setting, Sharing
 from veilmesh.swarm.strategies.base import STRATEGIES, Kit, Strategy, WorkSource
 from veilmesh.swarm.strategies.gossip import GossipMachine
 from veilmesh.swarm.topology import TOPOLOGIES, Topology
 from veilmesh.tasks.data.base import SOURCES, Dataset
 from veilmesh.tasks.models.base import MODELS
-from veilmesh.tasks.models.build import build_model, check_fit, initial_vector, layout
+from veilmesh.tasks.models.build import build_model, check_fit, layout
 from veilmesh.tasks.partition import PARTITIONS
 from veilmesh.tasks.private import require_apart
-from veilmesh.tasks.training import Trainer
+from veilmesh.tasks.scoring import importance
 from veilmesh.tasks.work import Evaluate, Private, Settings, Train, batch_indices, poisson_indices
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["Cast", "TrainingSource", "stem", "suitable"]
+__all__ = ["Cast", "TrainingSource", "settings_of", "stem", "suitable"]
 
 
 def stem(name: str) -> str:
@@ -122,9 +123,12 @@ class Cast:
                 f"Nobody can join a mesh whose model is named by import path, as {model.name!r} is: no newcomer runs "
                 "what a stranger names; take another model, or leave door.open out."
             )
-        initial = initial_vector(model.name, model.options, dataset.shape, dataset.classes, scenario.seed)
         if scenario.training.private:
             require_apart(model.name, _network(model, dataset, scenario.seed), dataset.shape)
+        sharing: Sharing = scenario.sharing.build(SHARINGS)
+        if why := _cannot_share(scenario, sharing):
+            raise BadInput(f"sharing {scenario.sharing.name!r} {why}")
+        initial = sharing.initial(_setting(scenario, dataset))
         cast = cls(scenario, dataset, tuple(shards), rows, initial)
         if scenario.adversary:
             scenario.adversary.require_among(cast.names)
@@ -240,7 +244,7 @@ class Cast:
             secrets.randbits(63) if is_open else scenario.seed,
             index,
             self._pairs(index),
-            self.layout if scenario.guards else (),
+            self.layout if scenario.guards and scenario.sharing.build(SHARINGS).like_model else (),
             self.initial,
         )
         kit = Kit(
@@ -260,7 +264,7 @@ class Cast:
             rows=self.rows,
             stride=scenario.training.local_steps * scenario.training.learning_rate,
             keep_every=scenario.checkpoints.every,
-            private=secrets.randbits(63) if is_open else seed_number(scenario.seed, "private", index),
+            private=self._private(index),
             links=partial(overlay.row, ids[index]) if is_open else None,
             late=late,
             secret=secrets.token_bytes(32) if scenario.world == "libp2p" else b"",
@@ -275,31 +279,33 @@ class Cast:
         rows = {ids[i]: {ids[j]: w for j, w in row.items()} for i, row in self.rows.items()}
         return Insider(kit, malicious, rows, self.public(ids)), generator(self.scenario.seed, "tamper", index)
 
-    def trainer(self, index: int) -> Trainer:
+    def learner(self, index: int) -> Learner:
         """What runs member `index`'s work. The server has no data of its own and only evaluates."""
         scenario, data = self.scenario, self.dataset
         mine = self.shards[index] if index < scenario.peers else np.arange(1)
-        model = self.model
         x, y = data.train_x[mine], data.train_y[mine]
+        personal = scenario.evaluate_on == "own" and index < scenario.peers
+        counts = importance(y, data.test_y, data.classes) if personal else None
         if self.tamper is not None and index in self.tampering:
             x, y = self.tamper.data(x, y, data.classes, generator(scenario.seed, "tamper-data", index))
-        return Trainer(
-            x,
-            y,
-            data.test_x,
-            data.test_y,
-            build=partial(_network, model, data, scenario.seed),
-            settings=self._settings(),
-            seed=scenario.seed,
-            peer_index=index,
+        own = Own(
+            index=index,
+            x=x,
+            y=y,
+            test_x=data.test_x,
+            test_y=data.test_y,
+            importance=counts,
+            private=self._private(index),
             secret=secrets.randbits(63) if scenario.door.open else None,  # who joins is told the scenario's seed
             pairs=self._pairs(index),
         )
+        sharing: Sharing = scenario.sharing.build(SHARINGS)
+        return sharing.learner(_setting(scenario, data), own)
 
-    def _settings(self) -> Settings:
-        training = self.scenario.training
-        options, dp = training.model_dump(exclude={"private"}), training.private
-        return Settings(**options, private=Private(dp.clip, dp.noise, dp.pair) if dp else None)
+    def _private(self, index: int) -> int:
+        """What member `index` draws secrets from; in the laboratory it follows from the scenario's seed."""
+        is_open = self.scenario.door.open
+        return secrets.randbits(63) if is_open else seed_number(self.scenario.seed, "private", index)
 
     def _pairs(self, index: int) -> tuple[Pair, ...]:
         """What member `index` has in common with each neighbour, where noise is to cancel: agreed from its own key and
@@ -321,7 +327,7 @@ class Cast:
 
     def executor(self, index: int) -> Executor:
         """What does member `index`'s work: its trainer, and errands, which need none."""
-        return with_errands(self.trainer(index).run)
+        return with_errands(self.learner(index).run)
 
     def drawn(self, index: int, round_: int) -> np.ndarray:
         """The truth: indices, in the data set, of the training examples peer `index` used in `round_`, step by step."""
@@ -382,6 +388,7 @@ class Cast:
             local_steps=scenario.training.local_steps,
             strategy=scenario.strategy.name,
             options=self.options,
+            sharing=scenario.sharing.model_dump(),
             codec=scenario.codec.model_dump(),
             private=scenario.training.private.model_dump() if scenario.training.private else {},
             aggregator=scenario.aggregator.name,
@@ -400,6 +407,38 @@ class Cast:
 
 def _network(model: Choice, data: Dataset, seed: int) -> "nn.Module":
     return build_model(model.name, model.options, data.shape, data.classes, seed)
+
+
+def _setting(scenario: Scenario, data: Dataset) -> Setting:
+    assert scenario.model is not None
+    return Setting(
+        model=scenario.model.model_dump(),
+        shape=data.shape,
+        classes=data.classes,
+        settings=settings_of(scenario),
+        seed=scenario.seed,
+        peers=scenario.peers,
+        public_x=data.public_x,
+        public_y=data.public_y,
+    )
+
+
+def settings_of(scenario: Scenario) -> Settings:
+    options, dp = scenario.training.model_dump(exclude={"private"}), scenario.training.private
+    return Settings(**options, private=Private(dp.clip, dp.noise, dp.pair) if dp else None)
+
+
+def _cannot_share(scenario: Scenario, sharing: Sharing) -> str | None:
+    """Why a run of this scenario cannot share what `sharing` makes, if it cannot."""
+    if scenario.sharing.name == "model":
+        return None
+    if sharing.remembers and scenario.checkpoints.every:
+        return "keeps a part of each peer at home, which no checkpoint has; leave out checkpoints."
+    if scenario.training.private:
+        return "trains in its own way, which no accountant knows; leave out training.private."
+    if not sharing.like_model and any(guard.name == "canary" for guard in scenario.guards):
+        return "shares no model whose layers guard 'canary' could look at; leave the guard out."
+    return None
 
 
 def suitable(dataset: Dataset) -> Choice:

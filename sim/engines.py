@@ -143,6 +143,7 @@ def preload() -> None:
     from veilmesh.split.guards.base import SPLIT_GUARDS
     from veilmesh.split.strategies.base import SPLITS
     from veilmesh.swarm.guards.base import GUARDS
+    from veilmesh.swarm.sharing.base import SHARINGS
     from veilmesh.swarm.strategies.base import STRATEGIES
     from veilmesh.tasks.data.base import SOURCES
     from veilmesh.tasks.models.base import MODELS
@@ -153,6 +154,7 @@ def preload() -> None:
         HIJACKS,
         INFERENCES,
         MODELS,
+        SHARINGS,
         SOURCES,
         SPLIT_GUARDS,
         SPLITS,

@@ -198,12 +198,16 @@ class Scenario(_Strict):
     peers: int = Field(default=5, ge=1, le=100_000)
     rounds: int = Field(default=100, ge=1, le=1_000_000)
     evaluate_every: int = Field(default=10, ge=1)
+    evaluate_on: Literal["all", "own"] = Field(
+        default="all", description="the test pictures: all alike, or in each peer's own mix of classes"
+    )
     task: Named = Choice(name="digits")
     model: Named | None = None  # None: one that suits the task
     partition: Named = Choice(name="iid")
     training: Training = Training()
     strategy: Named = Choice(name="gossip")
     topology: Named = Choice(name="complete")
+    sharing: Named = Choice(name="model")
     codec: Named = Choice(name="dense")
     aggregator: Named = Choice(name="mean")
     guards: Annotated[tuple[Named, ...], BeforeValidator(_several)] = ()

@@ -23,7 +23,7 @@ from veilmesh.peer.machine import Machine, PeerId
 from veilmesh.peer.store import load_parameters
 from veilmesh.peer.transports.base import TRANSPORTS
 from veilmesh.peer.worker import Executor, with_errands
-from veilmesh.sim.cast import Cast, stem, suitable
+from veilmesh.sim.cast import Cast, settings_of, stem, suitable
 from veilmesh.sim.scenario import Choice, Scenario, Split
 from veilmesh.split.cut import around_linear, divide, pieces, places, shapes
 from veilmesh.split.encrypted import LayerOwner, LayerUser, require_linear
@@ -205,7 +205,7 @@ class SplitCast(Cast):
         stages = self.stages(index)
         if not self._plan.encrypted:
             return with_errands(self._hijacked(index, stages.run))
-        layer, settings = require_linear(self._stage(1)), self._settings()
+        layer, settings = require_linear(self._stage(1)), settings_of(self.scenario)
         if index < self._plan.heads:
             return with_errands(LayerUser(stages, *layer, settings).run)
         most = max(settings.batch, CHUNK)
@@ -217,7 +217,7 @@ class SplitCast(Cast):
         if index < self._plan.heads:
             return Asker(self._stage(0), data.test_x, data.test_y, data.classes).run
         pictures = data.public_x, data.public_y
-        settings, seed = self._settings(), self.scenario.seed
+        settings, seed = settings_of(self.scenario), self.scenario.seed
         trainer = Trainer(*pictures, *pictures, self._network, settings, seed, index)
         return Answerer(trainer, self._network(), self.initial, lambda: secrets.token_bytes(32)).run
 
@@ -270,7 +270,7 @@ class SplitCast(Cast):
         elif self._plan.labels == "held" and self._may_be_last(index):
             examples = {i: Examples(y=data.train_y[shard]) for i, shard in enumerate(self.shards)}
         options = StageOptions(
-            settings=self._settings(),
+            settings=settings_of(self.scenario),
             seed=scenario.seed,
             me=index,
             shapes=self.shapes,
@@ -424,6 +424,8 @@ def _refuse(scenario: Scenario, strategy: SplitStrategy, plan: Plan) -> None:
         raise BadInput(f"training.private protects updates, and strategy {name!r} shows activations; use split.guards.")
     if scenario.door.open or scenario.churn:
         raise BadInput(f"Nobody can join strategy {name!r} while it runs; leave door and churn out.")
+    if scenario.sharing.name != "model" or scenario.evaluate_on != "all":
+        raise BadInput(f"Strategy {name!r} shares stages of one model for all; leave out sharing and evaluate_on.")
     if scenario.checkpoints.every:
         raise BadInput(f"A run of strategy {name!r} cannot be taken up again; leave out checkpoints.every.")
     if scenario.guards and not strategy.averages:

@@ -10,6 +10,7 @@ from math import isfinite
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -18,6 +19,7 @@ from veilmesh.core.zerosum import Pair
 from veilmesh.tasks.data.base import Labels, Pictures
 from veilmesh.tasks.optimizers import optimizer
 from veilmesh.tasks.private import clipped_sum, loss_of, noise
+from veilmesh.tasks.scoring import score
 from veilmesh.tasks.work import (
     Evaluate,
     Evaluated,
@@ -33,8 +35,6 @@ from veilmesh.tasks.work import (
 )
 
 __all__ = ["Evaluate", "Evaluated", "Settings", "Train", "Trained", "Trainer", "flatten"]
-
-_CHUNK = 256  # test pictures in one forward pass
 
 
 class Trainer:
@@ -53,14 +53,17 @@ class Trainer:
         seed, peer_index: name the stream that batches are drawn from.
         secret: what private training draws from instead; None: `seed`, which in a laboratory is all there is.
         pairs: what this peer has in common with each neighbour, for noise that cancels.
+        importance: (classes,) what a test picture of each class counts for in scores; None: all alike.
     """
 
     def __init__(
         self, x: Pictures, y: Labels, test_x: Pictures, test_y: Labels, build: Callable[[], nn.Module],
         settings: Settings, seed: int, peer_index: int, secret: int | None = None, pairs: Sequence[Pair] = (),
+        importance: NDArray[np.float64] | None = None,
     ) -> None:  # fmt: skip
         self._x, self._y = _tensor(x), _tensor(y)
         self._test_x, self._test_y = _tensor(test_x), _tensor(test_y)
+        self._importance = importance
         self._settings = settings
         self._seed, self._peer = seed, peer_index
         self._model = build().train()
@@ -150,15 +153,9 @@ class Trainer:
     def _evaluate(self, parameters: Vector) -> Evaluated:
         self._load(parameters)
         self._model.eval()
-        right, loss = 0, 0.0
-        with torch.inference_mode():
-            for start in range(0, len(self._test_x), _CHUNK):
-                x, y = self._test_x[start : start + _CHUNK], self._test_y[start : start + _CHUNK]
-                logits = self._model(x)
-                right += int((logits.argmax(1) == y).sum())
-                loss += float(functional.cross_entropy(logits, y, reduction="sum"))
+        result = score(self._model, self._test_x, self._test_y, self._importance)
         self._model.train()
-        return Evaluated(right / self._test_y.numel(), loss / self._test_y.numel())
+        return result
 
     def _batch(self, round: int, step: int) -> Indices:
         """`batch_indices`, remembering the epoch's order between steps."""

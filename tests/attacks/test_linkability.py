@@ -19,7 +19,7 @@ def _said(partition, rounds=6):
         "training": {"batch": 32, "local_steps": 1, "learning_rate": 0.05},
     }  # fmt: skip
     cast = Cast.prepare(Scenario.parse(scenario, "test"))
-    trainers = [cast.trainer(i) for i in range(PEERS)]
+    trainers = [cast.learner(i) for i in range(PEERS)]
     return {
         f"peer:{i}": np.stack([one.update for one in t.run([Train(r, cast.initial) for r in range(rounds)])])
         for i, t in enumerate(trainers)

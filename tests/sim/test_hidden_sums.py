@@ -45,7 +45,7 @@ def seen(run: Path, places: str) -> tuple[Cast, View]:
 
 
 def updates(cast: Cast, view: View, round_: int, start: np.ndarray, members: list[int]) -> np.ndarray:
-    return np.stack([cast.trainer(i).run([Train(round_, start)])[0].update for i in members])
+    return np.stack([cast.learner(i).run([Train(round_, start)])[0].update for i in members])
 
 
 @pytest.mark.parametrize("places", ["peer:0", "peer:1+peer:3"])

@@ -39,7 +39,7 @@ class Run:
 
     def _player(self, index: int) -> Player:
         near = frozenset(self.ids[n] for n in self.cast.neighbours(index))
-        return Player(self.cast.machine(index, self.ids), self.cast.trainer(index).run, near)
+        return Player(self.cast.machine(index, self.ids), self.cast.learner(index).run, near)
 
     @property
     def models(self) -> list[np.ndarray]:
@@ -51,7 +51,7 @@ class Run:
 
     def trained(self, one: Observed) -> np.ndarray:
         """The update that the victim's own data come to from where it is said to have begun, as plain SGD."""
-        [result] = self.cast.trainer(self.ids.index(one.victim)).run([Train(one.round, one.start)])
+        [result] = self.cast.learner(self.ids.index(one.victim)).run([Train(one.round, one.start)])
         assert isinstance(result, Trained)
         return result.update
 

@@ -40,7 +40,7 @@ def test_a_mesh_trains_it(model: dict[str, Any], strategy: str, tmp_path: Path) 
 def test_the_first_round_tells_a_neighbour_the_statistics_of_a_batch() -> None:
     """What a peer says of its running mean is the rate times the mean of its batch, exactly."""
     cast = prepared(model=NORMAL)
-    (done,) = cast.trainer(0).run([Train(0, cast.initial)])
+    (done,) = cast.learner(0).run([Train(0, cast.initial)])
     model = build_model("convnet", {k: v for k, v in NORMAL.items() if k != "name"}, cast.dataset.shape, 10, 0)
     vector_to_parameters(model, cast.initial)
     x = torch.from_numpy(cast.dataset.train_x[cast.drawn(0, 0)])

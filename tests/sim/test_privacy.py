@@ -199,7 +199,7 @@ def test_where_others_may_join_noise_is_drawn_from_the_systems_randomness() -> N
     pytest.importorskip("opacus")
     cast = Cast.prepare(scenario(DP, world="libp2p", door={"open": True}))
     task = Train(0, cast.initial)
-    first, second = (cast.trainer(0).run([task])[0].update for _ in range(2))  # type: ignore[attr-defined]  # a Trained
+    first, second = (cast.learner(0).run([task])[0].update for _ in range(2))  # type: ignore[attr-defined]  # a Trained
     assert not np.array_equal(first, second)
     with pytest.raises(BadInput, match="in secret"):
         cast.drawn(0, 0)

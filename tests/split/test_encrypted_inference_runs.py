@@ -18,7 +18,7 @@ from torch import nn
 from veilmesh.core import BadInput, RemoteError, generator
 from veilmesh.peer.machine import Note, PeerId, Received, Send, Started, Stop, Work, WorkDone
 from veilmesh.peer.store import load_parameters
-from veilmesh.sim.cast import Cast
+from veilmesh.sim.cast import Cast, settings_of
 from veilmesh.sim.scenario import Scenario, override
 from veilmesh.split import encrypted_answers, messages
 from veilmesh.split.encrypted_answers import PIECE, Answerer, Asker, before_answers
@@ -81,7 +81,7 @@ def in_clear(cast: Cast, parameters: NDArray[np.float32]) -> float:
 def trained(cast: Cast) -> NDArray[np.float32]:
     """What the trainer of every protocol makes of the public pictures."""
     public, x = (cast.dataset.public_x, cast.dataset.public_y), np.array(cast.initial)
-    settings = cast._settings()
+    settings = settings_of(cast.scenario)
     trainer = Trainer(*public, *public, lambda: network(cast), settings, cast.scenario.seed, 1)
     for round_ in range(cast.scenario.rounds):
         [found] = trainer.run([Train(round_, x)])

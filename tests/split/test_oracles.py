@@ -95,7 +95,7 @@ def test_all_data_owners_end_with_one_network(tmp_path: Path, strategy: Any, sam
 def test_with_one_epoch_each_round_robin_is_sequential_training(tmp_path: Path) -> None:
     """A round of every owner in turn, from where the one before left off."""
     run = played(tmp_path, strategy="round-robin", peers=3, rounds=2)
-    trainers, x = [Cast.trainer(run.cast, i) for i in range(3)], np.array(run.cast.initial)
+    trainers, x = [Cast.learner(run.cast, i) for i in range(3)], np.array(run.cast.initial)
     for round_ in range(2):
         for trainer in trainers:
             [trained] = trainer.run([Train(round_, x)])

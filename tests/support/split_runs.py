@@ -66,7 +66,7 @@ def played(folder: Path, **changes: Any) -> Played:
 
 def unsplit(cast: Cast, head: int = 0) -> Vector:
     """What this project's own trainer makes of one data owner's examples in as many rounds, with nothing cut."""
-    trainer, x = Cast.trainer(cast, head), np.array(cast.initial)
+    trainer, x = Cast.learner(cast, head), np.array(cast.initial)
     for round_ in range(cast.scenario.rounds):
         [trained] = trainer.run([Train(round_, x)])
         x = x + trained.update  # type: ignore[attr-defined]  # a Trained
