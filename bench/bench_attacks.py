@@ -1,9 +1,9 @@
 """Attacks on single updates: how fast, how good, and beside another program's where one is given.
 
 Sections, each a table: `ig` (Inverting Gradients on its own ConvNet), `idlg` (LeNet, at most five starts), `analytic`
-(decibels without a cap), `imprint` (pictures out of a batch of 64, and milliseconds), `aware` (what knowing the defence
-gains), `line` (peers that are no neighbours: `bench_line.py`). One thread; seconds are CPU seconds of this process, so
-that a busy machine changes them little. Everything printed is measured.
+(decibels without a cap), `imprint` (pictures out of a batch of 64, and milliseconds of reading them), `aware` (what
+knowing the defence gains), `line` (peers that are no neighbours: `bench_line.py`). One thread; seconds are CPU seconds
+of this process, so that a busy machine changes them little. Everything printed is measured.
 
 `--breaching PYTHON`: an interpreter that has PyPI's breaching. The two then take turns on the same network, parameters,
 picture, label and normalisation, and the ratio is what to quote. Pictures are CIFAR-10 where there is a parquet file of
@@ -14,17 +14,22 @@ import argparse
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from attacking import Bench, attack, quality  # these three are beside this file
+from attacking import Bench, Labels, Pictures, attack, quality  # these three are beside this file
 from inverting import inverting_gradients
 from seen_by_neighbour import Setting, make_view
 
-from veilmesh.core import BadInput
+from veilmesh.attacks import observe_updates
+from veilmesh.attacks.inversion.imprint import ReadImprint, prepare
+from veilmesh.attacks.network import Network
+from veilmesh.attacks.payloads.base import PAYLOADS
+from veilmesh.core import BadInput, generator
 from veilmesh.tasks.data.base import SOURCES
 
 __all__ = ["main"]
@@ -63,20 +68,48 @@ def analytic(bench: Bench) -> Iterator[str]:
 
 
 def imprint(bench: Bench) -> Iterator[str]:
-    """A crafted layer of bins and a batch of 64: how many pictures come out whole."""
+    """A crafted layer of bins and a batch of 64: how many pictures come out whole, and what that costs when."""
     count = min(64, len(bench.data.test_x))
     x, y = bench.data.test_x[:count], bench.data.test_y[:count]
-    yield f"imprint, batch {count:<10} {'bins':>5} {'paper':>6} {'ours':>6} {'ms':>6}   at {GOOD:g} dB or more"
-    for bins in (128, 512):
-        counts, seconds = [], 0.0
-        for functionals, peel in ((1, False), (3, True)):
-            model = {"name": "imprinted", "bins": bins, "inner": {"name": "convnet"}}
-            payload = {"name": "imprint", "functionals": functionals}
-            view = make_view(Setting(model, bench.data.classes, payload=payload, public=bench.data.public_x), x, y)
-            ran = attack("imprint", {"peel": peel}, view)
-            counts.append(sum(value >= GOOD for value in quality(ran.guess, x)))
-            seconds = ran.seconds
-        yield f"{'':25} {bins:>5} {counts[0]:>6} {counts[1]:>6} {1e3 * seconds:>6.0f}"
+    yield f"imprint, batch {count:<10} {'bins':>5} {'paper':>6} {'ms':>6} {'ours':>6} {'ms':>6} {'before':>8}"
+    for before, model in (("a convnet", {"name": "imprinted", "inner": {"name": "convnet"}}), ("", {"name": "mlp"})):
+        for bins in (128, 512):
+            sized = {**model, "bins": bins} if before else {**model, "hidden": [bins]}
+            done = [_imprinted(bench, sized, form, x, y) for form in ((1, False), (3, True))]
+            readings = " ".join(f"{found:>6} {1e3 * seconds:>6.1f}" for found, seconds, _ in done)
+            where = f"before {before}" if before else "an MLP's first layer"
+            yield f"  {where:23} {bins:>5} {readings} {1e3 * done[-1][2]:>8.0f}"
+    yield f"  pictures at {GOOD:g} dB or more; ms of reading alone; before the round: ms of crafting and finding bins"
+
+
+def _imprinted(
+    bench: Bench, model: dict[str, Any], form: tuple[int, bool], x: Pictures, y: Labels
+) -> tuple[int, float, float]:
+    """Pictures that come out, the seconds of reading them, and those of what whoever crafts does before the round."""
+    functionals, peel = form
+    payload = {"name": "imprint", "functionals": functionals}
+    setting = Setting(model, bench.data.classes, payload=payload, public=bench.data.public_x)
+    view = make_view(setting, x, y)
+    reader = ReadImprint(peel=peel)
+    (observed,) = observe_updates(view)
+    public, network = view.public, Network(view.public)
+    crafter = PAYLOADS.build("imprint", {"functionals": functionals})
+    crafting = _seconds(lambda: crafter.craft(public, public.initial, generator(0, "payload")))
+    preparing = _seconds(lambda: prepare(Network(public), observed.start))
+    bins = prepare(network, observed.start)
+    reading = _seconds(lambda: reader.pictures(network, bins, observed, public))
+    guess = next(reader.run(view, generator(0, "attack")))
+    return sum(value >= GOOD for value in quality(guess, x)), reading, crafting + preparing
+
+
+def _seconds(call: Callable[[], object], times: int = 5) -> float:
+    """The median CPU seconds of a call."""
+    taken = []
+    for _ in range(times):
+        begin = time.process_time()
+        call()
+        taken.append(time.process_time() - begin)
+    return statistics.median(taken)
 
 
 DEFENCES: tuple[tuple[str, dict[str, Any]], ...] = (

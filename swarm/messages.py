@@ -6,8 +6,8 @@ model after local training; in the star, from the round's global model to the cl
 and the weight that goes with it. `Delta` is a difference on one link of a gossip without rounds. `ControlledModel` and
 `ControlledUpdate` are SCAFFOLD's, with control variates. `Attest` and `Vouch` let one who comes late to a gossip hold
 a copy against what others hold of the same peer. `Part` and `Averaged` are those of an
-all-reduce; `Commit`, `Reveal` and `Vote` elect a leader, who says `Merged`. `Key`, `Encrypted` and `Summed` are those
-of homomorphic encryption. Those of a sum by masks stand in `secure_messages`.
+all-reduce, `Passed` what goes round in a ring of one; `Commit`, `Reveal` and `Vote` elect a leader, who says `Merged`.
+`Key`, `Encrypted` and `Summed` are those of homomorphic encryption. Those of a sum by masks stand in `secure_messages`.
 """
 
 from typing import TypeAlias
@@ -21,7 +21,8 @@ from veilmesh.swarm.secure_messages import SumMessage, wrong_sum
 __all__ = [
     "Ask", "Attest", "Averaged", "Commit", "ControlledModel", "ControlledUpdate", "Copy", "Delta", "Encrypted", "Key",
     "Merged", "Message", "Summed",
-    "Model", "DIGEST", "NONCE", "Part", "Reveal", "Share", "Step", "Update", "Vote", "Vouch", "decode", "encode",
+    "Model", "DIGEST", "NONCE", "Part", "Passed", "Reveal", "Share", "Step", "Update", "Vote", "Vouch", "decode",
+    "encode",
 ]  # fmt: skip
 
 
@@ -62,7 +63,7 @@ class ControlledUpdate(
 
 
 class Ask(msgspec.Struct, frozen=True, array_like=True, tag="ask", forbid_unknown_fields=True):
-    """I never got your update of `round`: send me your public copy."""
+    """I never got your update of `round`: send me your public copy; in a ring, say again what I still need of it."""
 
     round: int
 
@@ -130,6 +131,15 @@ class Averaged(msgspec.Struct, frozen=True, array_like=True, tag="averaged", for
     count: int
     blob: bytes
     levels: bytes
+
+
+class Passed(msgspec.Struct, frozen=True, array_like=True, tag="passed", forbid_unknown_fields=True):
+    """Part number `part` of `round` on its way round a ring: the mean over the `count` peers that it has passed."""
+
+    round: int
+    part: int
+    count: int
+    blob: bytes
 
 
 class Commit(msgspec.Struct, frozen=True, array_like=True, tag="commit", forbid_unknown_fields=True):
@@ -207,7 +217,7 @@ class Step(msgspec.Struct, frozen=True, array_like=True, tag="step", forbid_unkn
 
 Message: TypeAlias = (
     SumMessage | Update | Model | ControlledModel | ControlledUpdate | Ask | Copy | Share | Delta | Attest | Vouch
-    | Part | Averaged | Commit | Reveal | Vote | Merged | Key | Encrypted | Summed | Step
+    | Part | Averaged | Passed | Commit | Reveal | Vote | Merged | Key | Encrypted | Summed | Step
 )  # fmt: skip
 
 _ENCODER = msgspec.msgpack.Encoder()
@@ -251,7 +261,7 @@ def _out_of_shape(message: Message) -> str | None:
             numbers = (part,)
         case Step(step=step):
             numbers = (step,)
-        case Averaged(part=part, count=count):
+        case Averaged(part=part, count=count) | Passed(part=part, count=count):
             numbers = (part, count - 1)
         case Commit(ballot=ballot, settled=settled, digest=digest):
             numbers = (ballot - 1, settled, ballot - 1 - settled)

@@ -9,7 +9,10 @@ from functools import lru_cache
 
 from veilmesh.core import seed_number
 
-__all__ = ["Rows", "cohort_groups", "cohorts", "exponential_hops", "exponential_out", "random_groups", "random_out"]
+__all__ = [
+    "Rows", "cohort_groups", "cohorts", "exponential_hops", "exponential_out", "random_groups", "random_out",
+    "random_ring",
+]  # fmt: skip
 
 Rows = Mapping[int, Mapping[int, float]]
 
@@ -48,6 +51,12 @@ def random_groups(seed: int, round_: int, peers: int, size: int) -> tuple[tuple[
         members = tuple(sorted(shuffled[peers * number // count : peers * (number + 1) // count]))
         group_of |= dict.fromkeys(members, members)
     return tuple(group_of[place] for place in range(peers))
+
+
+@lru_cache(maxsize=64)
+def random_ring(seed: int, round_: int, peers: int) -> tuple[int, ...]:
+    """Everybody's places in the order in which a ring goes round in this round, uniformly random."""
+    return tuple(sorted(range(peers), key=lambda place: (seed_number(seed, "ring", round_, place), place)))
 
 
 @lru_cache(maxsize=16)

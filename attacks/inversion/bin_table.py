@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from veilmesh.attacks.inversion.analytic import plausible_pictures
-from veilmesh.attacks.inversion.bins import Bins, effects, rows_of
+from veilmesh.attacks.inversion.bins import Bins, effects
 from veilmesh.attacks.network import Network
 
 __all__ = ["BinTable", "Found"]
@@ -53,24 +53,37 @@ class _Single:
 
 
 class BinTable:
-    """The bins' contents: weight parts (bins, in) and bias parts (bins,), from which known pictures are taken away."""
+    """The bins' contents, from which known pictures are taken away: of all of them the bias parts (bins,), and of those
+    that are not empty the weight parts.
 
-    def __init__(self, network: Network, bins: Bins, weight: Floats, bias: Floats) -> None:
+    `weight` (out, in) and `bias` (out,): what the update says of the layer.
+    """
+
+    def __init__(self, network: Network, bins: Bins, weight: NDArray[np.floating], bias: NDArray[np.floating]) -> None:
         self._network, self._bins = network, bins
-        self._said = weight, bias
-        self._weight, self._bias = weight.copy(), bias.copy()
-        self._rows = np.concatenate(bins.groups)
-        self._largest = float(np.abs(bias).max(initial=0.0))
-        self.filled = len(self._open())
+        self._bias = bins.contents(bias)
+        self._rows = bins.rows
+        self._largest = float(np.abs(self._bias).max(initial=0.0))
+        filled = self._open()
+        self.filled = len(filled)
+        self._slot = np.full(len(self._rows), -1)
+        self._slot[filled] = np.arange(len(filled))
+        self._weight = bins.contents(weight, filled)
+        self._said = self._weight.copy(), self._bias.copy()
 
-    def plausible(self) -> Found:
-        """All contents as they are, the most plausible first."""
-        x = _distinct(self._candidates(self._open())[0])
-        pictures = plausible_pictures(x, self._network.shape, len(x))
+    def plausible(self, count: int) -> Found:
+        """Contents as they are, the most plausible first, at most `count`: of no more than that, all."""
+        x = _distinct(self._pictures(self._open()))
+        if len(x) > count:
+            pictures = plausible_pictures(x, self._network.shape, count)
+        else:
+            order = np.argsort(_outside(x), kind="stable")
+            pictures = self._shaped(x[order])
         return Found(pictures, np.full(len(pictures), -1), 0, self.filled)
 
-    def peeled(self, scale: float | None) -> Found:
-        """All pictures that are alone in a bin once the others are taken away, and then what is plausible in the rest.
+    def peeled(self, scale: float | None, count: int) -> Found:
+        """All pictures that are alone in a bin once the others are taken away, and then what is plausible in the rest,
+        at most `count`.
 
         Alone is what two bins say in the same words, or, where the `scale` of bias parts is known, what fits its own.
         """
@@ -79,10 +92,10 @@ class BinTable:
             self._weight, self._bias = self._said[0].copy(), self._said[1].copy()  # two pictures may agree in two bins
             found = self._exhausted(scale)
         x = np.array([one.x for one in found]).reshape(len(found), self._weight.shape[1])
-        rest = self.plausible().pictures
+        rest = self.plausible(max(0, count - len(found))).pictures
         pictures = np.concatenate([x.clip(0, 1).astype(np.float32).reshape(-1, *self._network.shape), rest])
         labels = np.array([one.label for one in found] + [-1] * len(rest), np.int64)
-        return Found(pictures, labels, len(found), self.filled)
+        return Found(pictures, labels, len(found), self.filled).first(count)
 
     def _exhausted(self, scale: float | None) -> list["_Single"]:
         found: list[_Single] = []
@@ -108,7 +121,7 @@ class BinTable:
         """Take the single pictures in the bins `changed` away from everywhere; the bins to look at again."""
         x, answers = self._candidates(changed)
         places, speaking = self._places(changed, answers)
-        inside = np.abs(x - x.clip(0, 1)).max(axis=1, initial=0.0) < _OUTSIDE
+        inside = _outside(x) < _OUTSIDE
         good = np.flatnonzero(inside & (places == changed[:, None]).any(axis=1))
         if not len(good):
             return good
@@ -132,9 +145,9 @@ class BinTable:
         """Take the content of `bin_` away from `places`; False where one of these is empty, so it was never there."""
         if any(abs(self._bias[p]) <= _EMPTY * self._largest for p in places):
             return False
-        weight, bias = self._weight[bin_].copy(), float(self._bias[bin_])
+        weight, bias = self._weight[self._slot[bin_]].copy(), float(self._bias[bin_])
         for place in sorted(places):
-            self._weight[place] -= weight
+            self._weight[self._slot[place]] -= weight
             self._bias[place] -= bias
             if abs(self._bias[place]) < _AGREES * abs(bias):
                 self._bias[place] = 0.0  # what is left is rounding
@@ -146,7 +159,7 @@ class BinTable:
         nearest = np.inf
         for place in places[(places >= 0) & (places != bin_)]:
             if abs(self._bias[place]) > _EMPTY * self._largest:
-                there = (self._weight[place] / self._bias[place] - self._bins.offset) / self._bins.factor
+                there = self._pictures(place[None])[0]
                 apart = abs(self._bias[place] / self._bias[bin_] - 1)
                 nearest = min(nearest, max(apart, float(np.abs(there - x).max()) / 10))
         return float(nearest)
@@ -171,9 +184,15 @@ class BinTable:
 
     def _candidates(self, bins: Labels) -> tuple[Floats, Floats]:
         """The quotients of `bins` as pictures (n, in), and the layer's answers to them (n, out)."""
-        inputs = self._weight[bins] / self._bias[bins, None]
-        x = (inputs - self._bins.offset) / self._bins.factor
-        return x, rows_of(self._network, self._bins.layer, self._shaped(x)) if len(x) else np.zeros((0, 1))
+        x = self._pictures(bins)
+        return x, self._bins.answers(x.clip(0, 1))
+
+    def _pictures(self, bins: Labels) -> Floats:
+        """The quotients of `bins` (n,), none of them empty, as pictures (n, in)."""
+        x: Floats = self._weight[self._slot[bins]] / self._bias[bins, None]
+        x -= self._bins.offset
+        x /= self._bins.factor
+        return x
 
     def _shaped(self, x: Floats) -> NDArray[np.float32]:
         return x.clip(0, 1).astype(np.float32).reshape(-1, *self._network.shape)
@@ -182,10 +201,19 @@ class BinTable:
         return np.flatnonzero(np.abs(self._bias) > _EMPTY * self._largest)
 
 
+def _outside(x: Floats) -> Floats:
+    """How far each picture (n, in) leaves [0, 1], (n,)."""
+    above: Floats = np.maximum(x.max(axis=1, initial=1.0) - 1, -x.min(axis=1, initial=0.0))
+    return above
+
+
 def _distinct(x: Floats) -> Floats:
-    """The rows (n, in) that are not nearly an earlier one."""
+    """The rows (n, in) that are not nearly an earlier one. Only such are compared whose means by parts are near."""
+    parts = np.add.reduceat(x, np.arange(0, x.shape[1], max(1, x.shape[1] // 16)), axis=1)
+    parts /= max(1, x.shape[1] // 16)
     kept: list[int] = []
     for i in range(len(x)):
-        if not kept or float(np.abs(x[kept] - x[i]).max(axis=1).min()) > _ALIKE:
+        near = [k for k in kept if np.abs(parts[k] - parts[i]).max() <= _ALIKE]
+        if all(np.abs(x[k] - x[i]).max() > _ALIKE for k in near):
             kept.append(i)
     return x[kept]

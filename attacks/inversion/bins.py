@@ -1,10 +1,13 @@
 """A layer of bins, as anybody finds it in a network: which rows compute the same functional, and in what order.
 
 Nothing is taken from the payload: the layer is asked with black, smooth and noisy pictures. Rows of an honest network
-answer differently from each other; rows of an imprint differ by a constant.
+answer differently from each other; rows of an imprint differ by a constant. Whoever crafted the model can ask before
+the round begins; when an update comes, what is left is arithmetic: differences of rows, and one product with the few
+functionals.
 """
 
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import dataclass
 from itertools import islice
 
@@ -12,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from veilmesh.attacks.network import LinearLayer, Network
 from veilmesh.core import generator
@@ -31,7 +35,8 @@ _ROUNDING = 1e-5  # of the layer's largest answer: where rounding decides
 class Bins:
     """`layer` is fed offset + factor * picture; `groups` are its rows by functional, the first to become active first.
 
-    `sparse`: each row is active in its own bin only; else in its own and all later ones of its group.
+    `sparse`: each row is active in its own bin only; else in its own and all later ones of its group. Row i of group g
+    answers a picture x with `slopes`[i] * (`functionals`[g] @ x) + `levels`[i]; (out,), (groups, C*H*W), (out,).
     """
 
     layer: LinearLayer
@@ -39,13 +44,32 @@ class Bins:
     factor: Floats
     groups: tuple[NDArray[np.int64], ...]
     sparse: bool
+    functionals: Floats
+    slopes: Floats
+    levels: Floats
 
-    def contents(self, rows: Floats) -> Floats:
-        """What belongs to each bin, (bins, ...), of what the gradient says of each row, (out, ...)."""
-        pieces = [rows[group] for group in self.groups]
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        """The row (bins,) that each bin begins with; bins are counted group by group."""
+        return np.concatenate(self.groups)
+
+    def contents(self, said: NDArray[np.floating], bins: NDArray[np.int64] | None = None) -> Floats:
+        """What belongs to `bins` (n,), or to each of them, (n, ...), of what the gradient says of the rows, (out, ...):
+        what a row says and its successor does not."""
+        rows = self.rows
+        bins = np.arange(len(rows)) if bins is None else bins
+        found = said[rows[bins]].astype(np.float64)
         if not self.sparse:
-            pieces = [np.concatenate([p[:-1] - p[1:], p[-1:]]) for p in pieces]
-        return np.concatenate(pieces)
+            last = np.isin(bins, np.cumsum([len(group) for group in self.groups]) - 1)
+            found[~last] -= said[rows[bins[~last] + 1]]
+        return found
+
+    def answers(self, x: Floats) -> Floats:
+        """The layer's answers (n, out) to pictures (n, C*H*W)."""
+        found = np.broadcast_to(self.levels, (len(x), len(self.levels))).copy()
+        for group, values in zip(self.groups, self.functionals @ x.T, strict=True):
+            found[:, group] += values[:, None] * self.slopes[group]
+        return found
 
     def places(self, answers: Floats) -> NDArray[np.int64]:
         """The bin of each picture in each group, (n, groups), or -1, from the layer's answers (n, out)."""
@@ -77,8 +101,25 @@ def bins_of(network: Network) -> Bins | None:
         sparse = place + 1 < len(after) and isinstance(after[place + 1], nn.Hardtanh)
         groups = _groups(rows_of(network, layer, _probes(network.shape)))
         if groups is not None:
-            return Bins(layer, scale[0].astype(np.float64), scale[1].astype(np.float64), groups, sparse)
+            offset, factor = (part.astype(np.float64) for part in scale)
+            return Bins(layer, offset, factor, groups, sparse, *_computed(layer, offset, factor, groups))
     return None
+
+
+def _computed(
+    layer: LinearLayer, offset: Floats, factor: Floats, groups: tuple[NDArray[np.int64], ...]
+) -> tuple[Floats, Floats, Floats]:
+    """`functionals`, `slopes` and `levels` of a layer, whatever it makes of its parameters."""
+    module = deepcopy(layer.module).double().requires_grad_(False)
+    black = torch.from_numpy(offset)[None].requires_grad_(True)
+    found, slopes = [], np.zeros(layer.module.out_features)
+    answers = module(black)
+    for group in groups:
+        (weight,) = torch.autograd.grad(answers[0, int(group[0])], black, retain_graph=True)
+        moved = (module(black + weight) - answers).detach().numpy()[0]
+        slopes[group] = moved[group] / float(weight.square().sum())
+        found.append(weight.numpy()[0] * factor)
+    return np.stack(found), slopes, answers.detach().numpy()[0]
 
 
 def rows_of(network: Network, layer: LinearLayer, pictures: Pictures) -> Floats:
@@ -90,26 +131,40 @@ def rows_of(network: Network, layer: LinearLayer, pictures: Pictures) -> Floats:
 
 def effects(network: Network, layer: LinearLayer, pictures: Pictures, rows: NDArray[np.int64]) -> Floats:
     """The derivative (n, K) of each picture's loss, were its label k, by the layer's answer in its one of `rows`."""
+    x, way = torch.from_numpy(pictures), torch.zeros(len(pictures), layer.module.out_features)
+    way[torch.arange(len(pictures)), torch.from_numpy(rows)] = 1.0
+    try:
+        logits, slope = _forward(network, layer, x, way)
+    except NotImplementedError:  # a step of its own of that network has no forward derivative
+        logits, slope = _backward(network, layer, x, way)
+    expected = (logits.double().softmax(1) * slope.double()).sum(1, keepdim=True)
+    found: Floats = (expected - slope.double()).numpy()
+    return found
+
+
+def _forward(network: Network, layer: LinearLayer, x: Tensor, way: Tensor) -> tuple[Tensor, Tensor]:
+    """The network's answers (n, K), and how they change as the layer's go `way` (n, out): in one pass for all K."""
+    with torch.no_grad(), forward_ad.dual_level(), _Tap(layer, way):
+        logits, slope = forward_ad.unpack_dual(network.module(x))  # type: ignore[no-untyped-call]  # torch's own
+        return logits, torch.zeros_like(logits) if slope is None else slope
+
+
+def _backward(network: Network, layer: LinearLayer, x: Tensor, way: Tensor) -> tuple[Tensor, Tensor]:
+    """The same, in one pass for each of the K."""
     with _Tap(layer) as tap:
-        logits: Tensor = network.module(torch.from_numpy(pictures))
-    slopes = [
-        torch.autograd.grad(logits[:, k].sum(), tap.seen, retain_graph=True)[0].gather(
-            1, torch.from_numpy(rows)[:, None]
-        )
-        for k in range(network.classes)
-    ]
-    slope = torch.cat(slopes, 1).detach().double()
-    expected = (logits.detach().double().softmax(1) * slope).sum(1, keepdim=True)
-    return (expected - slope).numpy()
+        logits: Tensor = network.module(x)
+    grads = [torch.autograd.grad(one.sum(), tap.seen, retain_graph=True)[0] for one in logits.unbind(1)]
+    return logits.detach(), torch.stack([(grad * way).sum(1) for grad in grads], 1)
 
 
 class _Tap:
-    """Keeps a layer's output while it is open."""
+    """Keeps a layer's output while it is open; `way` (n, out): a direction that it then moves in."""
 
     seen: Tensor
 
-    def __init__(self, layer: LinearLayer) -> None:
+    def __init__(self, layer: LinearLayer, way: Tensor | None = None) -> None:
         self._layer = layer
+        self._way = way
 
     def __enter__(self) -> "_Tap":
         self._handle = self._layer.module.register_forward_hook(lambda _, inputs, output: self._keep(output))
@@ -118,8 +173,9 @@ class _Tap:
     def __exit__(self, *error: object) -> None:
         self._handle.remove()
 
-    def _keep(self, output: Tensor) -> None:
+    def _keep(self, output: Tensor) -> Tensor:
         self.seen = output
+        return output if self._way is None else forward_ad.make_dual(output, self._way)  # type: ignore[no-untyped-call]  # torch's own
 
 
 def _probes(shape: tuple[int, int, int]) -> Pictures:

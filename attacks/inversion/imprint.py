@@ -21,8 +21,9 @@ from veilmesh.attacks.inversion.labels import batch_size, infer_labels
 from veilmesh.attacks.network import Network
 from veilmesh.attacks.seen.observed import Observed, observe_updates
 from veilmesh.attacks.view import ATTACKS, Guess, Public, View
+from veilmesh.crypto.codecs.base import Vector
 
-__all__ = ["ReadImprint"]
+__all__ = ["ReadImprint", "prepare"]
 
 Labels = NDArray[np.int64]
 
@@ -52,21 +53,39 @@ class ReadImprint:
     def run(self, view: View, rng: np.random.Generator) -> Iterator[Guess]:
         """As `Attack.run`; draws nothing from `rng`."""
         network = Network(view.public)
+        prepared: tuple[Vector, Bins | None] | None = None
         for observed in observe_updates(view, self.targets, first=self.first):
-            yield self.read(network, observed, view.public)
+            if prepared is None or not np.array_equal(prepared[0], observed.start):
+                prepared = observed.start, prepare(network, observed.start)
+            yield self.guess(network, prepared[1], observed, view.public)
 
     def read(self, network: Network, observed: Observed, public: Public) -> Guess:
         """What one update, of a peer or the mean of several, gives away. Loads its start into `network`."""
-        labels = infer_labels(network, observed, public)
-        bins = bins_of(network)
-        found = Found.nothing(network.shape) if bins is None else self._read(network, bins, observed, public)
-        return _guess(observed, found.first(batch_size(observed, public) * public.local_steps), labels, bins)
+        return self.guess(network, prepare(network, observed.start), observed, public)
 
-    def _read(self, network: Network, bins: Bins, observed: Observed, public: Public) -> "Found":
-        weight, bias = bins.layer.weight_of(observed.update), bins.layer.bias_of(observed.update)
-        assert bias is not None  # bins_of() takes only layers that have one
-        table = BinTable(network, bins, bins.contents(weight), bins.contents(bias))
-        return table.peeled(_scale(observed, public)) if self.peel else table.plausible()
+    def guess(self, network: Network, bins: Bins | None, observed: Observed, public: Public) -> Guess:
+        """What one update gives away, the bins being known; and the labels of its batch."""
+        labels = infer_labels(network, observed, public)  # loads the start, which pictures() wants to be there
+        return _guess(observed, self.pictures(network, bins, observed, public), labels, bins)
+
+    def pictures(self, network: Network, bins: Bins | None, observed: Observed, public: Public) -> Found:
+        """The reading itself: differences and quotients of rows. With `peel`, `network`, which has `observed.start`
+        loaded, is asked what is alone in a bin."""
+        if bins is None:
+            return Found.nothing(network.shape)
+        layer, out = bins.layer, bins.layer.module.out_features
+        assert layer.bias is not None  # bins_of() takes only layers that have one
+        weight, bias = observed.update[layer.weight].reshape(out, -1), observed.update[layer.bias]
+        table = BinTable(network, bins, weight, bias)
+        count = batch_size(observed, public) * public.local_steps
+        return table.peeled(_scale(observed, public), count) if self.peel else table.plausible(count)
+
+
+def prepare(network: Network, start: Vector) -> Bins | None:
+    """The bins of a crafted model (d,), None where it has none; needs nothing of any victim, so whoever crafted it has
+    them before the round begins. Loads `start` into `network`."""
+    network.load(start)
+    return bins_of(network)
 
 
 def _scale(observed: Observed, public: Public) -> float | None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from veilmesh.attacks.seen.update import Observed
 from veilmesh.attacks.view import Public, View
 from veilmesh.core import RemoteError
 from veilmesh.crypto.codecs import table
@@ -23,7 +24,7 @@ from veilmesh.peer.machine import PeerId
 from veilmesh.swarm import messages
 from veilmesh.swarm.strategies.butterfly import Butterfly
 
-__all__ = ["Chunk", "seen_chunks"]
+__all__ = ["Chunk", "in_parts", "seen_chunks"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,6 +51,14 @@ class _Round:
     parts: dict[tuple[PeerId, int], bytes] = field(default_factory=dict)
     averages: dict[int, bytes] = field(default_factory=dict)
     group: set[PeerId] = field(default_factory=set)
+
+
+def in_parts(view: View, across: bool = False) -> Iterator[Observed]:
+    """Of an all-reduce: the coordinates that members of a group have to average, and no others."""
+    samples = view.public.batch * view.public.local_steps
+    for one in seen_chunks(view):
+        known = float(one.known)
+        yield Observed(one.victim, one.round, one.start, one.update, one.said, samples, one.exact, known)
 
 
 def seen_chunks(view: View) -> Iterator[Chunk]:

@@ -15,19 +15,21 @@ from typing import TypeAlias
 
 import numpy as np
 
+from veilmesh.attacks.seen.update import Observed, mean_of
 from veilmesh.attacks.view import Public, View
 from veilmesh.core import RemoteError
 from veilmesh.crypto.codecs import table
 from veilmesh.crypto.codecs.base import Vector
 from veilmesh.crypto.codecs.dense import Dense
 from veilmesh.crypto.cpad import RecoveredKey, recover_secret
-from veilmesh.crypto.homomorphic import Approximate, Keys, Lanes
+from veilmesh.crypto.homomorphic import Approximate, Keys, Scheme
 from veilmesh.crypto.shared_key import SharedKey
 from veilmesh.peer.machine import PeerId
 from veilmesh.peer.transcript import Record
 from veilmesh.swarm import messages
+from veilmesh.swarm.strategies.ciphers import exact_scheme, scheme_for
 
-__all__ = ["Opened", "behind_proxies", "opened", "recovered_key", "shared_key"]
+__all__ = ["Opened", "behind_proxies", "in_ciphertexts", "opened", "recovered_key", "shared_key"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,14 +48,16 @@ def shared_key(view: View) -> SharedKey | None:
     for _, message in _bodies(view):
         if isinstance(message, messages.Key):
             with suppress(RemoteError):
-                return SharedKey.accept(Approximate(max(2, len(view.public.peers))), message.blob)
+                return SharedKey.accept(_scheme(view.public), message.blob)
     return None
 
 
 def recovered_key(view: View) -> RecoveredKey | None:
     """The key that everybody of a shared-key mesh has, from sums that were published and the ciphertexts that are in
-    them, as somebody would who was never told it (IND-CPA-D; `crypto/cpad.py`)."""
-    scheme, dimension = Approximate(max(2, len(view.public.peers))), view.public.initial.size
+    them, as somebody would who was never told it (IND-CPA-D; `crypto/cpad.py`). Only CKKS gives it away so."""
+    scheme, dimension = _scheme(view.public), view.public.initial.size
+    if not isinstance(scheme, Approximate):
+        return None
     said = {(m.round, r.sender): m.blob for r, m in _bodies(view) if isinstance(m, messages.Update)}
     published = {m.blob: m for _, m in _bodies(view) if isinstance(m, messages.Summed) and len(m.blob) == 8 * dimension}
     sums, decryptions = [], []
@@ -65,6 +69,11 @@ def recovered_key(view: View) -> RecoveredKey | None:
                 sums.append(scheme.add(b"", known))
                 decryptions.append(np.frombuffer(message.blob, "<f8"))
     return recover_secret(scheme, sums, decryptions)
+
+
+def _scheme(public: Public) -> Scheme:
+    """What a shared-key mesh encrypts with; CKKS in runs that were kept before there was a choice."""
+    return scheme_for(public.options.get("scheme", "ckks"), len(public.peers))
 
 
 def opened(view: View, key: SharedKey | RecoveredKey | None = None) -> View:
@@ -96,6 +105,12 @@ def _plain(public: Public, update: messages.Update, change: Vector, last: Vector
     if last is None:
         return messages.Copy(update.round, table.encode(Dense(), public.initial + change, rng))
     return messages.Update(update.round, update.samples, table.encode(Dense(), change - last, rng))
+
+
+def in_ciphertexts(view: View, across: bool = False) -> Iterator[Observed]:
+    """What keys of controlled peers open: sums, and single models where a proxy is controlled too."""
+    for one in behind_proxies(view):
+        yield mean_of(one.members, view.public, one.round, one.start, one.update, exact=True)
 
 
 def behind_proxies(view: View) -> Iterator[Opened]:
@@ -150,7 +165,8 @@ class _Keys:
         public, everybody = view.public, len(view.public.peers)
         near = min(public.options["neighbours"] or everybody, everybody - 1)
         self._dimension = public.initial.size
-        self._scheme = Lanes(public.options["bits"], max(2, near), public.options["limit"])
+        options = public.options
+        self._scheme = exact_scheme(options.get("scheme", "bfv"), options["bits"], near, options["limit"])
         self._pairs: dict[int, dict[int, Keys]] = {}  # by place, and by the round from which it is good
         said = {(r.sender, m) for r, m in _bodies(view) if isinstance(m, messages.Key)}
         mine = [(sender, key) for sender, key in said if sender in view.vantage.controls]

@@ -10,13 +10,14 @@ How far that goes is known beforehand, and said: `Solved.confidence`. At learnin
 round to round, `drift` adds one unknown for each peer; `replay` does without supposing anything to be constant.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from veilmesh.attacks.seen.knowledge import System
+from veilmesh.attacks.seen.update import Observed
 from veilmesh.attacks.view import Public, View
 from veilmesh.core import RemoteError
 from veilmesh.crypto.codecs import table
@@ -24,7 +25,7 @@ from veilmesh.crypto.codecs.base import Vector
 from veilmesh.peer.machine import PeerId
 from veilmesh.swarm import messages
 
-__all__ = ["Solution", "Solved", "heard_states", "rounding_of", "solve_unheard", "solve_view"]
+__all__ = ["Solution", "Solved", "heard_states", "rounding_of", "solve_unheard", "solve_view", "unheard"]
 
 Floats = NDArray[np.float64]
 
@@ -94,6 +95,14 @@ def rounding_of(parameters: Vector, kind: type[np.floating] = np.float32) -> flo
     """The standard deviation of one coordinate's rounding to `kind`, (d,) taken together."""
     spacing = np.spacing(np.abs(parameters).astype(kind)).astype(np.float64)
     return float(np.sqrt(np.mean(np.square(spacing)) / 12))
+
+
+def unheard(view: View) -> Iterator[Observed]:
+    """The first updates of peers that nobody in the coalition hears, solved for from all rounds."""
+    samples = view.public.batch * view.public.local_steps
+    for one in solve_view(view).solved:
+        update = one.update.astype(np.float32)
+        yield Observed(one.peer, 0, view.public.initial, update, None, samples, False, one.confidence)
 
 
 def solve_view(view: View, drift: bool = False) -> Solution:

@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 
 from veilmesh.attacks.seen.knowledge import System
 from veilmesh.attacks.seen.replica import Reading, Replica
+from veilmesh.attacks.seen.steps import anderson, gauss_newton
 
 __all__ = ["Played", "Replay"]
 
 Floats = NDArray[np.float64]
 
 _TURNS = 12
-_REFINED = 4
 _ATTEMPTS = 12
 _FAR = 3.0  # times the expected length of rounding, which is as good as none
 _CLOSE, _LIKELY = 1e-3, 0.2  # of what was to be explained: refined no further; with no other label
@@ -145,7 +145,7 @@ class Replay:
             blur = max(self.replica.blur(p, float(n)) for p, n in zip(fresh, noise, strict=True))
             if np.linalg.norm(steps) < max(1e-10, 0.1 * blur) * np.sqrt(points.size):
                 break
-            points = _mixed(history)
+            points = anderson(history)
             points[:, -1] = 1.0
         return history[-1][0]
 
@@ -167,28 +167,12 @@ class Replay:
                 self._place(peer, x, label)
             return (said - self._explained(inverse, hop)).reshape(-1)
 
-        rest = left(points)
-        length = float(np.linalg.norm(rest))
         others = [peer for peer in self.found if peer not in fresh]
-        for _ in range(_REFINED):
-            if length <= enough:
-                break
-            moves = [self._toward(points, place, other) for place in range(len(fresh)) for other in others]
-            tiny = 1e-6
-            slopes = np.stack([(left(points + tiny * move) - rest) / tiny for move in moves], axis=1)
-            share = np.linalg.lstsq(slopes.T @ slopes, -slopes.T @ rest, rcond=1e-12)[0]
-            change = np.tensordot(share, np.stack(moves), 1)
-            for scale in (1.0, 0.5, 0.25, 0.1, 0.03):
-                there = left(points + scale * change)
-                if np.linalg.norm(there) < length:
-                    break
-            else:
-                break
-            before, points, rest, length = length, points + scale * change, there, float(np.linalg.norm(there))
-            if length > 0.999 * before:
-                break
-        left(points)
-        return points, length
+
+        def moves(points: Floats) -> list[Floats]:
+            return [self._toward(points, place, other) for place in range(len(fresh)) for other in others]
+
+        return gauss_newton(points, left, moves, enough)
 
     def _toward(self, points: Floats, place: int, other: int) -> Floats:
         """The direction in which one of `points` becomes more like the picture of another peer."""
@@ -251,16 +235,3 @@ class Replay:
         hops = self.system.hops
         for key in [k for k in self._states if hops.get(k[0], -1) + k[1] < hop - 3]:
             del self._states[key]
-
-
-def _mixed(history: list[tuple[Floats, Floats]]) -> Floats:
-    """Anderson's next iterate: of the last ones, the combination whose steps nearly cancel, and its step."""
-    points = np.stack([x.reshape(-1) for x, _ in history])
-    steps = np.stack([f.reshape(-1) for _, f in history])
-    here = points[-1] + steps[-1]
-    if len(history) > 1:
-        change, moved = steps[1:] - steps[:-1], points[1:] - points[:-1]
-        share = np.linalg.lstsq(change.T, steps[-1], rcond=1e-12)[0]
-        here = here - share @ (moved + change)
-    mixed: Floats = here.reshape(history[-1][0].shape)
-    return mixed

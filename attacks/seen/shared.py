@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from veilmesh.attacks.seen.update import Observed
 from veilmesh.attacks.view import Public, View
 from veilmesh.core import RemoteError
 from veilmesh.crypto.codecs.base import Vector
@@ -25,7 +26,7 @@ from veilmesh.swarm.strategies.brea import Brea
 from veilmesh.swarm.strategies.brea_steps import CHECKS, Deal, Step, Sum, read
 from veilmesh.swarm.strategies.brea_terms import Terms, dequantised
 
-__all__ = ["SharedUpdate", "shared_updates"]
+__all__ = ["SharedUpdate", "in_shares", "shared_updates"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,6 +45,17 @@ class _Heard:
 
     deals: dict[PeerId, dict[PeerId, Elements]] = field(default_factory=dict)
     sums: dict[tuple[int, ...], dict[PeerId, Elements]] = field(default_factory=dict)
+
+
+def in_shares(view: View, across: bool = False) -> Iterator[Observed]:
+    """The sums of the chosen, and single updates where the coalition is large enough to put them together."""
+    samples = view.public.batch * view.public.local_steps
+    for one in shared_updates(view):
+        members = tuple(p for p in one.members if p not in view.vantage.controls) or one.members
+        alone = len(one.members) == 1
+        among = () if alone else members
+        count = samples * len(one.members)
+        yield Observed(members[0], one.round, one.start, one.mean, None, count, alone, 1.0, among)
 
 
 def shared_updates(view: View) -> Iterator[SharedUpdate]:

@@ -16,6 +16,8 @@ from typing import TypeAlias
 
 import numpy as np
 
+from veilmesh.attacks.seen.overlap import solve
+from veilmesh.attacks.seen.update import Observed, mean_of
 from veilmesh.attacks.view import Public, View
 from veilmesh.core import RemoteError
 from veilmesh.crypto.codecs.base import Vector
@@ -25,7 +27,7 @@ from veilmesh.swarm import messages
 from veilmesh.swarm.secure_messages import Agreed, Enrol, Roll, Total
 from veilmesh.swarm.strategies.secure_groups import SecureGroups
 
-__all__ = ["GroupSum", "SeenSum", "group_sums", "remaining"]
+__all__ = ["GroupSum", "SeenSum", "group_sums", "in_sums", "remaining"]
 
 
 Gradient: TypeAlias = Callable[[Vector, np.ndarray, np.ndarray], Vector]
@@ -62,6 +64,21 @@ class _Heard:
     size: int = 0
     agreed: dict[bytes, tuple[int, ...]] = field(default_factory=dict)  # by label
     parts: dict[bytes, dict[int, bytes]] = field(default_factory=dict)
+
+
+def in_sums(view: View, across: bool = False) -> Iterator[Observed]:
+    """A group's view. Whom a coalition leaves alone in a sum is seen as if there were none; `across`: what all sums
+    together say of single peers."""
+    seen = list(remaining(view))
+    samples = view.public.batch * view.public.local_steps
+    if not across:
+        for one in (s for s in seen if s.members):
+            update = (one.total / len(one.members)).astype(np.float32)
+            yield mean_of(one.members, view.public, one.round, one.start, update, exact=one.alike)
+        return
+    for found in solve([one.members for one in seen], [one.total for one in seen]):
+        first = next(one for one in seen if found.peer in one.members)
+        yield Observed(found.peer, first.round, first.start, found.update, None, samples, False, 1.0)
 
 
 def group_sums(view: View) -> list[GroupSum]:
@@ -118,7 +135,7 @@ def remaining(view: View) -> Iterator[SeenSum]:
     """What is left of each sum once the coalition has taken its own part away; by round.
 
     Sums over members of whom the coalition does not know where they trained from are left out, and so is its own part
-    where it cannot be made again: after several local steps, behind guards, with momentum.
+    where it cannot be made again: after several local steps, behind guards, with momentum, of what is no model.
     """
     if not _repeatable(view):
         return
@@ -137,8 +154,9 @@ def remaining(view: View) -> Iterator[SeenSum]:
 
 
 def _repeatable(view: View) -> bool:
-    plain = view.public.local_steps == 1 and not view.public.guards and view.public.optimizer == "sgd"
-    return plain and view.own is not None
+    public = view.public
+    plain = public.local_steps == 1 and not public.guards and public.optimizer == "sgd"
+    return plain and public.sharing["name"] == "model" and view.own is not None
 
 
 def _gradient(public: Public) -> Gradient:

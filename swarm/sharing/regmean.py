@@ -60,7 +60,8 @@ class RegMean:
         differences from it in float32."""
         from veilmesh.tasks.models.build import build_model
 
-        pairs, module = pairs_of(self, setting), build_model(*network(setting))
+        module = build_model(*network(setting))
+        pairs = pairs_of(self, module)
         return pairs.joined(WholeModel().initial(setting), _grams(self, pairs, module, setting.public_x[:_CHUNK]))
 
     def learner(self, setting: Setting, own: Own) -> Learner:
@@ -137,11 +138,10 @@ class Pairs:
         return others
 
 
-def pairs_of(scheme: RegMean, setting: Setting) -> Pairs:
-    """The layout for the network that the scenario names."""
-    from veilmesh.tasks.models.build import build_model, layout
+def pairs_of(scheme: RegMean, module: "nn.Module") -> Pairs:
+    """How the shared vectors of a network are laid out."""
+    from veilmesh.tasks.models.build import layout
 
-    module = build_model(*network(setting))
     rows = layout(module)
     linear = dict(_linear(module))
     layers = []
@@ -160,9 +160,9 @@ class _Merging:
         from veilmesh.tasks.models.build import build_model
 
         self._scheme = scheme
-        self._pairs = pairs_of(scheme, setting)
-        self._trainer = WholeModel().learner(setting, own)
         self._module = build_model(*network(setting))
+        self._pairs = pairs_of(scheme, self._module)
+        self._trainer = WholeModel().learner(setting, own)
         self._x = own.x
 
     def run(self, tasks: Sequence[object]) -> list[object]:

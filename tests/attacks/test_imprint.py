@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from veilmesh.attacks import ATTACKS, Public
-from veilmesh.attacks.inversion.bins import bins_of
-from veilmesh.attacks.inversion.imprint import ReadImprint
+from veilmesh.attacks.inversion.bins import bins_of, effects, rows_of
+from veilmesh.attacks.inversion.imprint import ReadImprint, prepare
 from veilmesh.attacks.network import Network
 from veilmesh.attacks.payloads.base import PAYLOADS
 from veilmesh.attacks.seen.observed import Observed
@@ -101,6 +102,66 @@ def test_a_sum_over_peers_gives_away_all_of_them(make_mesh, digits):
     guess = ReadImprint().read(network, Observed(members[0], 0, start, mean, None, 24, True, 1.0, members), public)
     assert guess.among == members
     assert len(_pairs(guess, x[:24])) >= 23
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"name": "mlp", "hidden": (96, 16)},
+        {"name": "imprinted", "bins": 96, "kind": "hardtanh", "inner": INNER},
+        {"name": "imprinted", "bins": 96, "armed": True, "inner": INNER},
+    ],
+    ids=["relu", "hardtanh", "armed"],
+)
+def test_what_is_prepared_before_a_round_says_all_that_the_layer_answers(make_mesh, digits, model):
+    x, _ = digits
+    public = make_mesh(model=model, pictures=x[300:500]).public
+    start = public.initial if model.get("armed") else _craft(public)
+    network = Network(public)
+    bins = prepare(network, start)
+    asked = rows_of(network, bins.layer, x[:30])
+    np.testing.assert_allclose(bins.answers(x[:30].reshape(30, -1)), asked, atol=1e-5 * np.abs(asked).max())
+
+
+@pytest.mark.parametrize("peel", [False, True])
+def test_a_reading_that_was_prepared_gives_the_pictures_of_the_whole_attack(make_mesh, digits, peel):
+    x, y = digits
+    public = make_mesh(model={"name": "mlp", "hidden": (96,)}, pictures=x[300:500]).public
+    public = replace(public, initial=_craft(public, functionals=3 if peel else 1), batch=20)
+    network = Network(public)
+    bins = prepare(network, public.initial)
+    update = (-public.learning_rate * network.gradient(x[:20], y[:20])).astype(np.float32)
+    observed = Observed(PeerId("b"), 0, public.initial, update, None, 20, True, 1.0)
+    reader = ReadImprint(peel=peel)
+    whole = reader.read(Network(public), observed, public)
+    found = reader.pictures(network, bins, observed, public)
+    assert len(found.pictures) > 10
+    assert (found.pictures == whole.pictures).all()
+
+
+@pytest.mark.parametrize("norm", [False, True], ids=["plain", "batch norm"])
+def test_effects_in_one_pass_are_those_of_a_pass_for_each_class(make_mesh, digits, norm):
+    """Where a network has a step of its own without a forward derivative, it is asked class by class."""
+    x, _ = digits
+    inner = {"name": "resnet"} if norm else INNER
+    public = make_mesh(model={"name": "imprinted", "bins": 32, "inner": inner}, pictures=x[300:500]).public
+    network = Network(public)
+    bins = prepare(network, _craft(public))
+    rows = np.full(6, bins.groups[0][0])
+    found = effects(network, bins.layer, x[:6], rows)
+    logits, slope = _slopes(network, bins.layer, x[:6], int(rows[0]))
+    p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(found, (p * slope).sum(axis=1, keepdims=True) - slope, atol=1e-4 * np.abs(found).max())
+
+
+def _slopes(network, layer, x, row):
+    """The answers (n, K), and how all pictures' answers together change with one picture's in one row of the layer."""
+    nudge = torch.zeros(len(x), layer.module.out_features, requires_grad=True)
+    handle = layer.module.register_forward_hook(lambda _, inputs, output: output + nudge)
+    logits = network.module(torch.from_numpy(x))
+    handle.remove()
+    slopes = [torch.autograd.grad(logits[:, k].sum(), nudge, retain_graph=True)[0][:, row] for k in range(4)]
+    return logits.detach().numpy(), torch.stack(slopes, dim=1).numpy()
 
 
 def test_a_layer_that_is_built_in_needs_no_crafted_parameters(make_mesh, digits):

@@ -197,8 +197,8 @@ def test_choco_is_read_as_gossip_is(make_mesh, initial):
     assert (seen["b", 0].update == truth["said"]["b", 0].values).all()
 
 
-@pytest.mark.parametrize("strategy", ["push-sum", "async-gossip", "epidemic", "one that is not known"])
-def test_of_a_mesh_without_public_copies_nothing_is_read_rather_than_something_wrong(make_mesh, initial, strategy):
+@pytest.mark.parametrize("strategy", ["async-gossip", "one that is not known"])
+def test_of_a_mesh_without_a_reading_nothing_is_read_rather_than_something_wrong(make_mesh, initial, strategy):
     mesh = make_mesh(initial=initial, strategy=strategy)
     mesh.gossip(_updates("abc", 3))
     assert observe_updates(mesh.view("a")) == []

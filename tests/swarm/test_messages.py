@@ -21,6 +21,7 @@ MESSAGES = st.one_of(
               st.integers(0, 2**30), st.integers(1, 2**30 - 1), st.integers(1, 2**31 - 1), BLOBS),
     st.builds(messages.Part, ROUNDS, ROUNDS, BLOBS, BLOBS),
     st.builds(messages.Averaged, ROUNDS, ROUNDS, st.integers(1, 2**31 - 1), BLOBS, BLOBS),
+    st.builds(messages.Passed, ROUNDS, ROUNDS, st.integers(1, 2**31 - 1), BLOBS),
     st.builds(lambda round_, settled, more, digest: messages.Commit(round_, settled + more, settled, digest),
               ROUNDS, st.integers(0, 2**30), st.integers(1, 2**30), st.binary(min_size=32, max_size=32)),
     st.builds(messages.Step, ROUNDS, ROUNDS, BLOBS),

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from veilmesh.core import LocalError, generator
 from veilmesh.peer.store import load_parameters
@@ -16,7 +17,8 @@ from veilmesh.sim.run import run_scenario
 from veilmesh.sim.scenario import Scenario, override
 from veilmesh.swarm.sharing.base import SHARINGS, Own, Setting
 from veilmesh.swarm.sharing.regmean import RegMean, pairs_of
-from veilmesh.swarm.sharing.whole_model import WholeModel
+from veilmesh.swarm.sharing.whole_model import WholeModel, network
+from veilmesh.tasks.models.build import build_model
 from veilmesh.tasks.work import Settings, Train, Trained
 
 MLP = {"name": "mlp", "hidden": [12]}
@@ -26,6 +28,10 @@ CONV = {"name": "convnet", "width": 4}
 def setting(model: dict[str, Any], side: int = 8) -> Setting:
     x, y = pictures(20, side)
     return Setting(model, (1, side, side), 4, Settings(batch=8, local_steps=3, learning_rate=0.1), 0, 2, x, y)
+
+
+def net(where: Setting) -> nn.Module:
+    return build_model(*network(where))
 
 
 def pictures(n: int, side: int = 8, seed: int = 1) -> tuple[np.ndarray, np.ndarray]:
@@ -42,7 +48,7 @@ def own(index: int = 0, n: int = 24, side: int = 8) -> Own:
 def test_the_beginning_is_the_networks_own(model: dict[str, Any]) -> None:
     where = setting(model)
     begin = RegMean().initial(where)
-    np.testing.assert_allclose(pairs_of(RegMean(), where).solved(begin), WholeModel().initial(where), atol=1e-6)
+    np.testing.assert_allclose(pairs_of(RegMean(), net(where)).solved(begin), WholeModel().initial(where), atol=1e-6)
 
 
 @pytest.mark.parametrize("model", [MLP, CONV])
@@ -54,7 +60,7 @@ def test_a_peers_pairs_give_back_what_it_trained(model: dict[str, Any], alpha: f
     [plain] = WholeModel().learner(where, own()).run([Train(0, WholeModel().initial(where))])
     assert isinstance(said, Trained)
     assert isinstance(plain, Trained)
-    alone = pairs_of(scheme, where).solved(begin + said.update)
+    alone = pairs_of(scheme, net(where)).solved(begin + said.update)
     np.testing.assert_allclose(alone, WholeModel().initial(where) + plain.update, atol=2e-4)
 
 
@@ -66,7 +72,7 @@ def test_the_merge_is_the_least_squares_answer_to_everybodys_inputs() -> None:
     for mine, half in zip(own_, (slice(0, 4), slice(4, 8)), strict=True):  # each sees another half of its pictures
         mine.x[:, :, half] = 0.5
     answers = [scheme.learner(where, mine).run([Train(0, begin)])[0] for mine in own_]
-    merged = pairs_of(scheme, where).solved(
+    merged = pairs_of(scheme, net(where)).solved(
         (begin + np.mean([a.update for a in answers if isinstance(a, Trained)], axis=0)).astype(np.float32)
     )
     models = [WholeModel().learner(where, mine).run([Train(0, WholeModel().initial(where))])[0] for mine in own_]
@@ -83,14 +89,14 @@ def test_the_merge_is_the_least_squares_answer_to_everybodys_inputs() -> None:
 
 def test_a_layer_that_is_too_wide_is_averaged() -> None:
     where = setting(MLP)
-    narrow = pairs_of(RegMean(widest=32), where)
+    narrow = pairs_of(RegMean(widest=32), net(where))
     assert [layer.inputs for layer in narrow.layers] == [12]
-    assert [layer.inputs for layer in pairs_of(RegMean(), where).layers] == [64, 12]
+    assert [layer.inputs for layer in pairs_of(RegMean(), net(where)).layers] == [64, 12]
 
 
 @given(x=st.integers(0, 3))
 def test_a_vector_of_another_size_is_refused(x: int) -> None:
-    pairs = pairs_of(RegMean(), setting(MLP))
+    pairs = pairs_of(RegMean(), net(setting(MLP)))
     with pytest.raises(LocalError):
         pairs.solved(np.zeros(pairs.size + 1 + x, np.float32))
 
@@ -118,7 +124,7 @@ def ended(folder: Path, **changes: Any) -> list[np.ndarray]:
     torch.set_num_threads(1)
     cast = Cast.prepare(Scenario.parse(override(BASE, changes)))
     run_scenario(cast, folder, lambda message: None)
-    pairs = pairs_of(cast.scenario.sharing.build(SHARINGS), setting_of(cast))
+    pairs = pairs_of(cast.scenario.sharing.build(SHARINGS), net(setting_of(cast)))
     names = [stem(f"peer:{i}") for i in range(4)]
     return [pairs.solved(load_parameters(folder / "checkpoints" / f"{name}.safetensors")) for name in names]
 
