@@ -135,6 +135,8 @@ def spread(cast: Cast) -> int:
         return max(1, min(cast.size - 1, WINDOW))
     graph = nx.Graph(cast.edges)
     graph.add_nodes_from(range(cast.size))
+    if not nx.is_connected(graph):  # nobody waits for anybody
+        return cast.scenario.rounds
     if cast.size <= 200:
         return max(1, int(nx.diameter(graph)))
     return max(1, min(cast.size - 1, 2 * int(nx.eccentricity(graph, 0))))  # no less than the diameter, and one search
