@@ -33,7 +33,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "fedsgd": {"strategy": "fedsgd", "codec": "8-bit"},
     "robust gossip": {"strategy": "gossip", "aggregator": "median", "topology": "complete"},
     "members far apart": {"topology": "ring", "peers": 6, "links": {"slow": {"peer:0": 30}}},
-    "alone": {"strategy": "alone", "links": {"slow": {"peer:0": 30}}},
+    "alone": {"strategy": "alone", "links": {"slow": {"peer:0": 3}}},
     "every third round": {"strategy": "gossip", "checkpoints": {"every": 3}},
 }
 
