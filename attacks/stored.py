@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from veilmesh.attacks.view import Public, Vantage, View
+from veilmesh.attacks.view import Public, Told, Vantage, View
 from veilmesh.core import BadInput, LocalError, RemoteError
 from veilmesh.crypto.tensors import pack, unpack
 from veilmesh.peer.machine import PeerId
@@ -46,7 +46,7 @@ class _Own(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class _Told(msgspec.Struct, forbid_unknown_fields=True):
-    """The labels of one other peer's batch."""
+    """The labels of one other peer's batch, or the places of the public pictures that it chose."""
 
     peer: PeerId
     round: int
@@ -62,6 +62,7 @@ class _Stored(msgspec.Struct, forbid_unknown_fields=True):
     own: list[_Own] | None
     told: list[_Told] | None
     held: dict[PeerId, NDArray[np.int64]] = {}
+    chosen: list[_Told] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +87,9 @@ def to_bytes(view: View) -> bytes:
         sorted((min(link), max(link)) for link in vantage.carries),
         view.records,
         None if view.own is None else list(_own(view)),
-        None if view.told is None else list(_told(view)),
+        None if view.told is None else list(_told(view, view.told)),
         dict(sorted(view.held.items())),
+        None if view.chosen is None else list(_told(view, view.chosen)),
     )
     body = msgspec.msgpack.Encoder(enc_hook=_encoded).encode(stored)
     return MAGIC + bytes([VERSION]) + _digest(body) + body
@@ -108,8 +110,11 @@ def from_bytes(raw: bytes) -> View:
         _refuse(why)
     vantage = Vantage(frozenset(stored.controls), stored.taps_wire, frozenset(map(frozenset, stored.carries)))
     own = None if stored.own is None else _Kept({(o.peer, o.round): (o.pictures, o.labels) for o in stored.own})
-    told = None if stored.told is None else _Kept({(t.peer, t.round): t.labels for t in stored.told})
-    return View(stored.public, vantage, stored.records, own, told, stored.held)
+    told, chosen = (
+        None if some is None else _Kept({(t.peer, t.round): t.labels for t in some})
+        for some in (stored.told, stored.chosen)
+    )
+    return View(stored.public, vantage, stored.records, own, told, stored.held, chosen)
 
 
 def _refuse(why: str) -> NoReturn:
@@ -148,10 +153,9 @@ def _own(view: View) -> Iterator[_Own]:
             yield _Own(peer, round_, *view.own(peer, round_))
 
 
-def _told(view: View) -> Iterator[_Told]:
-    if view.told is not None:
-        for peer, round_ in _places(view, frozenset(view.public.peers) - view.vantage.controls):
-            yield _Told(peer, round_, view.told(peer, round_))
+def _told(view: View, told: Told) -> Iterator[_Told]:
+    for peer, round_ in _places(view, frozenset(view.public.peers) - view.vantage.controls):
+        yield _Told(peer, round_, told(peer, round_))
 
 
 def _places(view: View, peers: frozenset[PeerId]) -> list[Place]:
@@ -215,6 +219,10 @@ def _faults(stored: _Stored) -> Iterator[str]:
         yield "the adversary's own pictures do not fit its task"
     if not all(_classes(told.labels, public) for told in stored.told or ()):
         yield "labels are no classes of its task"
+    known = 0 if public.pictures is None else len(public.pictures)
+    places = [told.labels for told in stored.chosen or ()]
+    if not all(each.ndim == 1 and ((each >= 0) & (each < known)).all() for each in places):
+        yield "public pictures were chosen that there are not"
 
 
 def _fit(pictures: NDArray[np.float32], labels: NDArray[np.int64] | None, public: Public) -> bool:

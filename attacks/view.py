@@ -58,6 +58,7 @@ class Public:
     split: Mapping[str, Any] = field(default_factory=dict)  # in split mode: cuts, who plays what; plain data
     picture_labels: NDArray[np.int64] | None = None  # (N,) their classes, or (N, H, W) where pixels have them
     sharing: Mapping[str, Any] = field(default_factory=lambda: {"name": "model"})  # what the vectors are: name, options
+    draws: int | None = None  # what everybody draws alike from, as who speaks to whom; no private stream does
 
 
 class Own(Protocol):
@@ -69,10 +70,11 @@ class Own(Protocol):
 
 
 class Told(Protocol):
-    """What an easier setting tells the adversary, and no protocol would: the labels of a victim's batch."""
+    """What an easier setting tells the adversary, and no protocol would: the labels of a victim's batch, or its choice
+    of public pictures."""
 
     def __call__(self, peer: PeerId, round_: int) -> NDArray[np.int64]:
-        """Labels (B,), or (B, H, W) where every pixel has one."""
+        """Labels (B,), or (B, H, W) where every pixel has one; or places (n,)."""
         ...
 
 
@@ -81,7 +83,8 @@ class View:
     """All that the adversary has. `own`: what its own peers trained on; None where nobody kept it. `told`: labels,
     where an attack asked for that easier setting, which every table then names; None otherwise. `held`: in split mode,
     where a controlled peer holds the labels of a data owner's examples as a party to the protocol, those labels (n,),
-    by data owner, in the order in which messages number them."""
+    by data owner, in the order in which messages number them. `chosen`: where an attack asked for that easier setting,
+    places among the public pictures that a victim chose for its public steps, step by step (n,)."""
 
     public: Public
     vantage: Vantage
@@ -89,6 +92,7 @@ class View:
     own: Own | None = None
     told: Told | None = None
     held: Mapping[PeerId, NDArray[np.int64]] = field(default_factory=dict)
+    chosen: Told | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +126,7 @@ class Attack(Protocol):
 
 def observe(
     vantage: Vantage, transcript: Iterable[Record], public: Public, own: Own | None = None, told: Told | None = None,
-    held: Mapping[PeerId, NDArray[np.int64]] | None = None,
+    held: Mapping[PeerId, NDArray[np.int64]] | None = None, chosen: Told | None = None,
 ) -> View:  # fmt: skip
     """The part of a transcript that `vantage` sees. Bodies survive only at controlled peers; frames only on a tap, or
     where it carries them."""
@@ -132,7 +136,7 @@ def observe(
         carried = record.at == record.to and frozenset((record.sender, record.to)) in vantage.carries
         if inside or vantage.taps_wire or carried:
             seen.append(record.as_seen(body=inside, frame=vantage.taps_wire or carried))
-    return View(public, vantage, tuple(seen), own, told, held or {})
+    return View(public, vantage, tuple(seen), own, told, held or {}, chosen)
 
 
 ATTACKS: Registry[Attack] = Registry("attack", "veilmesh.attacks.inversion", further=("veilmesh.attacks.smashed",))

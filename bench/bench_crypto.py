@@ -4,11 +4,17 @@ Run by pytest-benchmark (`make bench-crypto`), all in one run and on one thread.
 one peer adds for eight neighbours. Blind proxy: what one of eight senders encrypts for one receiver, what the proxy
 adds, and what the receiver decrypts; "by the book" is TenSEAL's `ckks_vector` for every tensor of a model, with the
 parameters of its tutorials, as its users write it. The marks at the end are of the fastest rounds.
+
+Claims of the position paper (arXiv 2601.04912) that are no runs: `-k coordinate` has C7, what a coordinate costs in the
+sum of four peers under CKKS and under Paillier, and how far the sum is off; `-k noise` has C8, the noise of a CKKS
+ciphertext that others are added to and taken from: 2 000 times, or as often as ADDS in the environment says (the paper:
+200 000; a minute).
 """
 
 import contextlib
 import functools
 import os
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +28,7 @@ from veilmesh.core import generator
 from veilmesh.crypto import masking
 from veilmesh.crypto.codecs.base import Vector
 from veilmesh.crypto.homomorphic import Approximate, Lanes, Scheme
+from veilmesh.crypto.paillier_vectors import Paillier
 
 tenseal = pytest.importorskip("tenseal", reason="TenSEAL is an extra: pip install 'veilmesh[he]'")
 
@@ -136,14 +143,20 @@ def test_decrypt(benchmark: Any, figures: Figures, name: str) -> None:
     assert error < 1e-2  # a wrong sum is not worth timing
 
 
+def tutorial_context() -> Any:
+    """CKKS with the parameters of TenSEAL's tutorials, which are the position paper's too."""
+    context = tenseal.context(tenseal.SCHEME_TYPE.CKKS, 8192, coeff_mod_bit_sizes=[60, 40, 40, 60])
+    context.global_scale = 2**40
+    return context
+
+
 class ByTheBook:
     """What a user of TenSEAL writes: one `ckks_vector` a tensor. Its vectors may be longer than a ciphertext."""
 
     NAME = "TenSEAL by the book"
 
     def __init__(self) -> None:
-        self.context = tenseal.context(tenseal.SCHEME_TYPE.CKKS, 8192, coeff_mod_bit_sizes=[60, 40, 40, 60])
-        self.context.global_scale = 2**40
+        self.context = tutorial_context()
         bounds = np.cumsum([0, *(int(np.prod(shape)) for shape in TENSORS)])
         x = np.resize(update(0), bounds[-1])
         self.tensors = [x[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
@@ -229,3 +242,128 @@ def test_marks(figures: Figures, capsys: pytest.CaptureFixture[str]) -> None:
 
 def verdict(holds: bool) -> str:
     return "holds" if holds else "does not hold"
+
+
+# --- one coordinate, in the sum of four peers (claim C7) -------------------------------------------------------------
+
+FOUR = 4
+COORDINATES: dict[str, tuple[Scheme, int]] = {
+    "CKKS, 8192 [60, 40, 40, 60]": (Approximate(FOUR, degree=8192), 100_000),
+    "CKKS, additions only": (Approximate(FOUR), 100_000),
+    "BFV, 16-bit lanes": (Lanes(16, FOUR), 100_000),
+    "Paillier, 2048 bits, packed": (Paillier.fixed_point(FOUR), 780),
+    "Paillier, 2048 bits": (Paillier.fixed_point(FOUR, packed=False), 60),
+    "Paillier, 512 bits (insecure)": (Paillier.fixed_point(FOUR, key_bits=512, packed=False), 300),
+}
+"""Schemes, and as long a vector as says what a coordinate costs."""
+
+
+@dataclass(frozen=True)
+class Coordinate:
+    """Microseconds of one coordinate, bytes, and the largest error in the sum of four."""
+
+    encrypt: float
+    add: float
+    decrypt: float
+    size: float
+    error: float
+
+    @property
+    def together(self) -> float:
+        return self.encrypt + self.add + self.decrypt
+
+
+def seconds_of(act: Callable[[], object], rounds: int = 3) -> float:
+    """CPU seconds of the fastest of some rounds."""
+    taken = []
+    for _ in range(rounds):
+        begun = time.process_time()
+        act()
+        taken.append(time.process_time() - begun)
+    return min(taken)
+
+
+def coordinate(scheme: Scheme, dimension: int) -> Coordinate:
+    keys, xs = scheme.keys(), [update(i)[:dimension] for i in range(FOUR)]
+    sent = [scheme.encrypt(keys.public, x) for x in xs]
+    total = scheme.add(keys.public, sent)
+    acts = (
+        lambda: scheme.encrypt(keys.public, xs[0]),
+        lambda: scheme.add(keys.public, sent),
+        lambda: scheme.decrypt(keys, total, dimension, FOUR),
+    )
+    encrypt, add, decrypt = (1e6 * seconds_of(act) / dimension for act in acts)
+    error = float(np.abs(scheme.decrypt(keys, total, dimension, FOUR) - np.sum(xs, axis=0, dtype=np.float64)).max())
+    return Coordinate(encrypt, add, decrypt, len(total) / dimension, error)
+
+
+def test_one_coordinate(capsys: pytest.CaptureFixture[str]) -> None:
+    found = {name: coordinate(*of) for name, of in COORDINATES.items()}
+    paper, *_, smallest = found.values()
+    lines = ["", "", "one coordinate in the sum of four peers, CPU microseconds:"]
+    for name, one in found.items():
+        parts = f"encrypt {one.encrypt:.2f}, add {one.add:.2f}, decrypt {one.decrypt:.2f}"
+        size = f"{one.size:.1f} bytes, off by {one.error:.1e} at most"
+        lines.append(f"  {name}: {parts}; {size}; {one.together / paper.together:.1f} times the first")
+    ratio, most = smallest.together / paper.together, paper.error
+    lines.append(f"C7: the sum under CKKS is off by {most:.1e} (mark: at most 1e-5): {verdict(most <= 1e-5)}")
+    lines.append(f"C7: the paper's Paillier takes {ratio:.0f} times as long (mark: 50 or more): {verdict(ratio >= 50)}")
+    with capsys.disabled():
+        print("\n".join(lines))
+
+
+# --- noise (claim C8) ------------------------------------------------------------------------------------------------
+
+ADDS = int(os.environ.get("ADDS", "2000"))
+SLOTS = 4096
+
+
+def largest_error(vector: Any, plain: np.ndarray[Any, Any]) -> float:
+    return float(np.abs(np.array(vector.decrypt()) - plain).max())
+
+
+def plus_and_minus(context: Any, x: np.ndarray[Any, Any]) -> tuple[float, float]:
+    """The paper's: one ciphertext, added and taken off again, as often as ADDS. Errors fresh and after."""
+    total, one = tenseal.ckks_vector(context, x), tenseal.ckks_vector(context, x)
+    fresh = largest_error(total, x)
+    for _ in range(ADDS):
+        total += one
+        total -= one
+    return fresh, largest_error(total, x)
+
+
+def random_walk(context: Any, xs: np.ndarray[Any, Any]) -> float:
+    """Different ciphertexts with random signs, so that errors do not cancel and sums stay small."""
+    sent = [tenseal.ckks_vector(context, x) for x in xs]
+    drawn = generator(1, "walk")
+    which, signs = drawn.integers(len(xs), size=ADDS), drawn.choice([-1, 1], size=ADDS)
+    total = tenseal.ckks_vector(context, np.zeros(SLOTS))
+    for place, sign in zip(which.tolist(), signs.tolist(), strict=True):
+        total = total + sent[place] if sign > 0 else total - sent[place]
+    weights = np.bincount(which, weights=signs, minlength=len(xs))
+    return largest_error(total, weights @ xs)
+
+
+def all_the_same(context: Any, x: np.ndarray[Any, Any]) -> float:
+    """One ciphertext, added as often as ADDS: its error is added as often."""
+    total, one = tenseal.ckks_vector(context, np.zeros(SLOTS)), tenseal.ckks_vector(context, x)
+    for _ in range(ADDS):
+        total += one
+    return largest_error(total, ADDS * x)
+
+
+def test_noise_of_many_additions(capsys: pytest.CaptureFixture[str]) -> None:
+    context, xs = tutorial_context(), generator(0, "noise").uniform(-1, 1, size=(20, SLOTS))
+    fresh, after = plus_and_minus(context, xs[0])
+    walk, same = random_walk(context, xs), all_the_same(context, xs[0])
+    lines = [
+        "",
+        "",
+        f"CKKS noise after {ADDS} additions (and as many subtractions), fresh {fresh:.1e}:",
+        f"  C8: one ciphertext added and taken off again: {after:.1e} (mark: below 1e-4): {verdict(after < 1e-4)};",
+        "  modulo the primes that is nothing at all, so this experiment could not have found any growth",
+        f"  twenty ciphertexts with random signs: {walk:.1e} (mark: below 1e-4): {verdict(walk < 1e-4)}",
+        f"  one ciphertext, only added: {same:.1e}, {same / ADDS:.1e} of what one addition adds",
+    ]
+    with capsys.disabled():
+        print("\n".join(lines))

@@ -406,8 +406,9 @@ def _homomorphic() -> Iterator[Decoder]:
     import tenseal
 
     from veilmesh.crypto.homomorphic import Approximate, Lanes
+    from veilmesh.crypto.paillier_vectors import Paillier
 
-    for scheme in (Lanes(), Approximate()):
+    for scheme in (Lanes(), Approximate(), Paillier(key_bits=512)):
         keys, name = scheme.keys(), type(scheme).__name__.lower()
         secret = scheme.encrypt(keys.public, np.linspace(-0.5, 0.5, DIMENSION, dtype=np.float32))
         sum_ = scheme.add(keys.public, [secret, secret])

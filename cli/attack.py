@@ -86,6 +86,11 @@ def _inferred(result: Mapping[str, Any]) -> str:
             f"({result['top_1_low']:.0%} to {result['top_1_high']:.0%}; without any information "
             f"{result['top_1_floor']:.0%})."
         )
+    if result["infers"] == "model":
+        return (
+            f"{result['attack']} put together a model of {result['accuracy_rebuilt']:.1%} accuracy (the owner's: "
+            f"{result['accuracy_owner']:.1%}; one proxy as it was told: {result['accuracy_proxy']:.1%})."
+        )
     what = "members from others" if result["infers"] == "members" else "who has the property from who has not"
     if result["auc"] is None:
         return f"{result['attack']} made {result['guesses_made']} scores, and there is nothing to tell {what} by."

@@ -15,6 +15,7 @@ __all__ = ["KINDS", "listing", "registry"]
 
 KINDS = {
     "aggregators": ("veilmesh.swarm.aggregators.base", "AGGREGATORS"),
+    "aligners": ("veilmesh.tasks.aligners.base", "ALIGNERS"),
     "attacks": ("veilmesh.attacks.view", "ATTACKS"),
     "codecs": ("veilmesh.crypto.codecs.base", "CODECS"),
     "guards": ("veilmesh.swarm.guards.base", "GUARDS"),

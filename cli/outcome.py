@@ -21,7 +21,14 @@ def say(summary: dict[str, Any], measured: float | None, folder: Path) -> None:
 
     console = Console(highlight=False)
     cut = _stages(summary["split"]) if summary.get("split") else ()
-    for line in (*_endings(summary["peers"]), _outcome(summary, measured), *cut, _in_force(summary["protections"])):
+    small = _devices(summary)
+    for line in (
+        *_endings(summary["peers"]),
+        _outcome(summary, measured),
+        *cut,
+        *small,
+        _in_force(summary["protections"]),
+    ):
         console.print(line, markup=False)
     console.print(f"said between members: {summary['privacy']['says']}", markup=False)
     typer.echo(f"report: {write_report(folder)}")
@@ -67,6 +74,21 @@ def _stages(split: dict[str, Any]) -> list[str]:
     """Who plays which part of a network that is cut."""
     parts = [f"{', '.join(s['players'])}: {' '.join(s['pieces'])}" for s in split["stages"]]
     return [f"cut: {' | '.join(parts)}; labels {LABELS[split['labels']]}"]
+
+
+def _devices(summary: dict[str, Any]) -> list[str]:
+    """What a round took of each edge device."""
+    members = summary.get("edge", {}).get("members", ())
+    return [_device(peer) for peer in summary["peers"] if peer["name"] in members and peer["peak_memory_mb"]]
+
+
+def _device(peer: dict[str, Any]) -> str:
+    lap, longest = peer["round_seconds"], peer["round_seconds_longest"]
+    rounds = "" if lap is None else f"a round {lap:.2f} s, the longest {longest:.2f} s; "
+    held = ", ".join(f"{what} {how.split(' (')[0]}" for what, how in peer["limits"].items()) or "nothing"
+    traffic = f"sent {size(peer['bytes_sent'])}, received {size(peer['bytes_received'])}"
+    used = f"{peer['peak_memory_mb']:.0f} MB at most, {peer['cpu_seconds']:.2f} s of processor time"
+    return f"{peer['name']}, held to {held}: {rounds}{used}, {traffic}"
 
 
 def _in_force(protections: dict[str, str]) -> str:

@@ -3,7 +3,8 @@
 An additively homomorphic scheme protects contributions from whoever adds, and from nobody who holds the secret key and
 sees one of them alone. So each receiver has a key pair of its own, its neighbours encrypt to it, and a third peer (the
 blind proxy) adds and hands on nothing but the sum: that peer and the receiver must not collude. `shared_key` is the
-usual set-up, in which one secret key is everybody's, and is there to be broken.
+usual set-up, in which one secret key is everybody's, and is there to be broken. The scheme that came first, and is much
+slower, is in `paillier_vectors`.
 
 Bytes: `check_public` and `check_ciphertext` say, without TenSEAL, whether remote bytes have the one form they can have
 (see `seal`): call them where the sender is known. Callers pass only bodies of opened envelopes: an unauthenticated byte
@@ -32,7 +33,7 @@ from veilmesh.crypto.codecs.checks import local_vector
 from veilmesh.crypto.lanes import Integers, Packing, guard_bits, quantised
 from veilmesh.crypto.seal import Parameters, Template, template
 
-__all__ = ["Approximate", "Floats", "Keys", "Lanes", "Scheme"]
+__all__ = ["Approximate", "Exact", "Floats", "Keys", "Lanes", "Scheme"]
 
 Floats: TypeAlias = NDArray[np.float64]
 
@@ -57,17 +58,20 @@ class Scheme(Protocol):
         ...
 
     @property
-    def template(self) -> Template:
-        """The encryption parameters. Raises BadInput if TenSEAL is missing."""
+    def capacity(self) -> int:
+        """Coordinates in one chunk: one ciphertext."""
         ...
 
-    @property
-    def capacity(self) -> int:
-        """Coordinates in one chunk: one of SEAL's ciphertexts."""
+    def ready(self) -> None:
+        """Raises BadInput, which says what to install, if what the scheme needs is missing."""
         ...
 
     def keys(self) -> Keys:
         """A fresh key pair, drawn from the system's generator."""
+        ...
+
+    def keys_of(self, public: bytes, secret: bytes) -> Keys:
+        """A pair that somebody else made, from `public` and `serialise_secret`. Raises RemoteError."""
         ...
 
     def encrypt(self, public: bytes, x: Vector, rng: np.random.Generator | None = None) -> bytes:
@@ -97,6 +101,23 @@ class Scheme(Protocol):
 
     def ciphertext_size(self, dimension: int) -> int:
         """Bytes of the ciphertext of a vector (dimension,), or of any sum of them."""
+        ...
+
+
+class Exact(Scheme, Protocol):
+    """A scheme whose sums are exact: of levels that coordinates are rounded to, between -`limit` and `limit`."""
+
+    @property
+    def limit(self) -> float:
+        """The largest magnitude of a coordinate; what is beyond it is clipped."""
+        ...
+
+    def quantise(self, x: Vector, rng: np.random.Generator | None = None) -> Integers:
+        """The levels (d,) that stand for `x` (d,): to the nearest, or at random with `rng`, which is unbiased."""
+        ...
+
+    def dequantise(self, levels: Integers) -> Floats:
+        """What levels, or a sum of levels, are worth."""
         ...
 
 
@@ -195,12 +216,14 @@ class Approximate(Framed):
     Args:
         peers: the most vectors that may be summed.
         degree: of the ring; 8192 takes the primes of TenSEAL's tutorials, 96 bytes a coordinate.
+        primes: bits of the primes of the modulus, the last one SEAL's special prime; () are those of the degree.
         scale_bits: a coordinate is encoded as a multiple of 2^-scale_bits.
     """
 
     peers: Annotated[int, Field(ge=2, le=4096)] = 32
     degree: Literal[4096, 8192] = 4096
     scale_bits: Annotated[int, Field(ge=20, le=40)] = 40
+    primes: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not (2 <= self.peers <= 4096 and self.degree in _CKKS and 20 <= self.scale_bits <= 40):
@@ -208,7 +231,7 @@ class Approximate(Framed):
 
     @property
     def template(self) -> Template:
-        return template(Parameters(self.degree, _CKKS[self.degree], scale_bits=self.scale_bits))
+        return template(Parameters(self.degree, self._primes, scale_bits=self.scale_bits))
 
     @property
     def capacity(self) -> int:
@@ -217,7 +240,7 @@ class Approximate(Framed):
     @property
     def largest(self) -> float:
         """The largest magnitude of a coordinate whose sum still fits the modulus."""
-        bits = _CKKS[self.degree][0] - 2 - self.scale_bits  # the first prime alone, so that it alone can be decrypted
+        bits = self._primes[0] - 2 - self.scale_bits  # the first prime alone, so that it alone can be decrypted
         return float(2.0**bits) / self.peers
 
     def encrypt(self, public: bytes, x: Vector, rng: np.random.Generator | None = None) -> bytes:
@@ -236,7 +259,11 @@ class Approximate(Framed):
         return total
 
     def _figures(self) -> tuple[float, ...]:
-        return self.peers, self.degree, self.scale_bits
+        return self.peers, self.degree, self.scale_bits, *self.primes
+
+    @property
+    def _primes(self) -> tuple[int, ...]:
+        return self.primes or _CKKS[self.degree]
 
     def _slots(self, x: Vector) -> Iterator[Floats]:
         for start in range(0, x.size, self.capacity):

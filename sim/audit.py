@@ -15,12 +15,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from veilmesh.attacks.extraction.base import EXTRACTIONS
 from veilmesh.attacks.inference.base import INFERENCES, registry_of
 from veilmesh.attacks.view import ATTACKS, Attack, Guess
 from veilmesh.core import BadInput
 from veilmesh.peer.machine import PeerId
 from veilmesh.sim.cast import Cast
-from veilmesh.sim.easier import easier, needs_telling
+from veilmesh.sim.easier import easier, needs_choice, needs_telling
+from veilmesh.sim.extraction import extract
 from veilmesh.sim.figures import figures, label_figures, ordered_figures, row
 from veilmesh.sim.identify import Gallery, identify
 from veilmesh.sim.membership import infer
@@ -53,11 +55,14 @@ def audit(folder: Path, cast: Cast, ids: Sequence[PeerId], choice: Choice, vanta
     if registry_of(choice.name) is INFERENCES:
         helped = easier(cast.scenario, choice.build(INFERENCES))
         return infer(folder, cast, ids, choice, vantage) | {"easier": helped}
+    if registry_of(choice.name) is EXTRACTIONS:
+        return extract(folder, cast, ids, choice, vantage) | {"easier": []}
     attack = built(choice, cast.dataset.per_pixel)
     place = cast.vantage(vantage, ids)
     begin = time.process_time()
     hidden = place.controls - (cast.blind(ids, place) if attack.reconstructs == "labels" else frozenset())
-    view = observation(folder, cast, ids, vantage, told=needs_telling(attack))
+    told, chosen = needs_telling(attack), needs_choice(attack)
+    view = observation(folder, cast, ids, vantage, told=told, chosen=chosen)
     guesses = _one_each(list(attack.run(view, randomness(view.public, choice.name))), cast, ids, hidden)
     seconds = time.process_time() - begin
     judge = _Judge(folder, cast, tuple(ids), choice, vantage)

@@ -19,7 +19,7 @@ from veilmesh.attacks.view import Public, Vantage
 from veilmesh.core import BadInput, generator, seed_number
 from veilmesh.core.registry import unknown
 from veilmesh.core.zerosum import Pair
-from veilmesh.crypto.codecs.base import CODECS, Vector
+from veilmesh.crypto.codecs.base import CODECS, Mask, Vector
 from veilmesh.crypto.pairwise import pair_public, pair_seed
 from veilmesh.peer.machine import Machine, PeerId
 from veilmesh.peer.store import load_parameters
@@ -33,7 +33,8 @@ from veilmesh.split.strategies.base import SPLITS
 from veilmesh.swarm.aggregators.base import AGGREGATORS, Aggregator
 from veilmesh.swarm.guards.base import GUARDS, Layout
 from veilmesh.swarm.sealer import Sealer
-from veilmesh.swarm.sharing.base import SHARINGS, Learner, Own, Setting, Sharing
+from veilmesh.swarm.sharing.base import SHARINGS, Learner, Own, Serves, Serving, Setting, Sharing
+from veilmesh.swarm.sharing.public_step import PublicStep
 from veilmesh.swarm.strategies.base import STRATEGIES, Kit, Strategy, WorkSource
 from veilmesh.swarm.strategies.gossip import GossipMachine
 from veilmesh.swarm.topology import TOPOLOGIES, Topology
@@ -247,12 +248,14 @@ class Cast:
             self.layout if scenario.guards and scenario.sharing.build(SHARINGS).like_model else (),
             self.initial,
         )
+        served = self._served
+        hub = served if index == scenario.peers else None
         kit = Kit(
             me=ids[index],
             order=tuple(ids),
             weights={ids[j]: w for j, w in self.rows.get(index, {}).items()},
             server=ids[-1] if self.centralised else None,
-            initial=self.initial,
+            initial=hub.begun if hub else self.initial,
             rounds=scenario.rounds,
             patience=scenario.timing.round,
             evaluate_every=scenario.evaluate_every,
@@ -267,12 +270,27 @@ class Cast:
             private=self._private(index),
             links=partial(overlay.row, ids[index]) if is_open else None,
             late=late,
+            proxy=(lambda x, to, round_: hub.proxy(x, ids.index(to), round_)) if hub else None,
+            proxied=served is not None and hub is None,
             secret=secrets.token_bytes(32) if scenario.world == "libp2p" else b"",
         )
         machine = strategy.machine(kit)
         if self.tamper is None or index not in self.tampering:
             return machine
         return self.tamper.wrap(machine, *self._inside(index, ids, kit))
+
+    @property
+    def withheld(self) -> Mask | None:
+        """Of a server's model, what no client is ever told (d,); None where all is said, or there is no server's."""
+        return self._served.hidden if self._served else None
+
+    @cached_property
+    def _served(self) -> Serving | None:
+        """The server's side of what is shared, where it says something else than its model."""
+        sharing: Sharing = self.scenario.sharing.build(SHARINGS)
+        if not isinstance(sharing, Serves):
+            return None
+        return sharing.served(_setting(self.scenario, self.dataset), self._private(self.scenario.peers))
 
     def _inside(self, index: int, ids: Sequence[PeerId], kit: Kit) -> tuple[Insider, np.random.Generator]:
         malicious = frozenset(ids[i] for i in self.tampering)
@@ -346,6 +364,15 @@ class Cast:
         ]
         return mine[np.concatenate(drawn)]
 
+    def chosen(self, index: int, round_: int) -> np.ndarray:
+        """The truth: places of the public pictures that peer `index` chose in `round_`, step by step. Raises BadInput
+        where nobody chose any, or from secrets that are gone."""
+        scenario = self.scenario
+        sharing: Sharing = scenario.sharing.build(SHARINGS)
+        if not isinstance(sharing, PublicStep) or scenario.door.open:
+            raise BadInput("Which public pictures were chosen is known of sharing 'public-step' in a closed mesh only.")
+        return sharing.drawn(_setting(scenario, self.dataset), self._private(index), index, round_)
+
     def vantage(self, text: str, ids: Sequence[PeerId]) -> Vantage:
         """The vantage written as `peer:3`, `server`, `wire`, `relay`, `relay:3`, or several of them, who pool what they
         see, as `peer:0+peer:3`. Raises BadInput if there is no such place."""
@@ -398,6 +425,7 @@ class Cast:
             server=ids[-1] if self.centralised else None,
             pictures=self.dataset.public_x,
             picture_labels=self.dataset.public_y,
+            draws=seed_number(scenario.seed, "public"),
         )
 
     def keeps(self, index: int) -> bool:
@@ -428,12 +456,18 @@ def settings_of(scenario: Scenario) -> Settings:
     return Settings(**options, private=Private(dp.clip, dp.noise, dp.pair) if dp else None)
 
 
+_SERVED = ("fedavg", "fedprox", "fedsgd")
+"""Stars whose server says its model, and nothing that would follow from it besides."""
+
+
 def _cannot_share(scenario: Scenario, sharing: Sharing) -> str | None:
     """Why a run of this scenario cannot share what `sharing` makes, if it cannot."""
     if scenario.sharing.name == "model":
         return None
     if sharing.remembers and scenario.checkpoints.every:
         return "keeps a part of each peer at home, which no checkpoint has; leave out checkpoints."
+    if isinstance(sharing, Serves) and scenario.strategy.name not in _SERVED:
+        return f"is what a server shows its clients; set strategy to {' or '.join(_SERVED)}."
     if scenario.training.private:
         return "trains in its own way, which no accountant knows; leave out training.private."
     if not sharing.like_model and any(guard.name == "canary" for guard in scenario.guards):

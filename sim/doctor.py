@@ -18,6 +18,7 @@ from pathlib import Path
 
 import psutil
 
+from veilmesh.peer.confinement import can_hold_cores, can_hold_memory
 from veilmesh.peer.openfhe_process import VARIABLE as OPENFHE_VARIABLE
 
 __all__ = ["Finding", "examine"]
@@ -33,6 +34,7 @@ EXTRAS = {
     "tensorboardX": ("TensorBoard files of a run", "pip install 'veilmesh[tensorboard]'"),
     "tenseal": ("homomorphic sums of updates, and split mode on ciphertexts", "pip install 'veilmesh[he]'"),
     "opacus": ("the epsilon of private training", "pip install 'veilmesh[privacy]'"),
+    "transformers": ("labels of public pictures by CLIP, its weights on disk", "pip install transformers"),
     "ray": (f"studies spread over a cluster; {UNUSED}", LATER),
     "aiomqtt": (f"the MQTT transport; {UNUSED}", LATER),
 }
@@ -80,6 +82,7 @@ def examine() -> list[Finding]:
         _ports(),
         _user_timeout(),
         _parent_death(),
+        _edge_device(),
     ]
 
 
@@ -188,6 +191,14 @@ def _parent_death() -> Finding:
     present = sys.platform == "linux" and hasattr(ctypes.CDLL(None), "prctl")
     gives = "no peer is left behind when `veilmesh up` itself is killed"
     return Finding("prctl", present, None, gives, "use Linux")
+
+
+def _edge_device() -> Finding:
+    """The limits of edge devices. A link is slowed down anywhere: by a process in front of a peer's port."""
+    limits = {"cores": can_hold_cores(), "memory": can_hold_memory(), "link": True}
+    held = [limit for limit, can in limits.items() if can]
+    gives = "peers held to an edge device's cores, memory and link"
+    return Finding("edge device", len(held) == len(limits), ", ".join(held), gives, "use Linux")
 
 
 def _installed(name: str) -> str | None:

@@ -10,7 +10,7 @@ from dataclasses import fields, is_dataclass
 from veilmesh.sim.scenario import Choice, Scenario
 from veilmesh.tasks.models.base import MODELS
 
-__all__ = ["TRAINING_RATE", "easier", "needs_telling"]
+__all__ = ["TRAINING_RATE", "easier", "needs_choice", "needs_telling"]
 
 TRAINING_RATE = 1e-3
 """Plain SGD with a lower learning rate than this hardly trains the networks here."""
@@ -31,10 +31,16 @@ def needs_telling(attack: object) -> bool:
     return getattr(attack, "labels", None) == "told"
 
 
+def needs_choice(attack: object) -> bool:
+    """Whether an attack asks which public pictures its victims chose: its option `public_batch` is "told"."""
+    return getattr(attack, "public_batch", None) == "told"
+
+
 def _telling(attack: object) -> Iterator[str]:
     """Whatever an option of the attack says it was told."""
     if is_dataclass(attack):
-        yield from (f"{field.name} told" for field in fields(attack) if getattr(attack, field.name) == "told")
+        told = (field.name for field in fields(attack) if getattr(attack, field.name) == "told")
+        yield from (f"{name.replace('_', ' ')} told" for name in told)
 
 
 def _network(model: Choice | None) -> Iterator[str]:

@@ -136,6 +136,7 @@ def preload() -> None:
     import veilmesh.sim.memory
     import veilmesh.sim.mesh
     import veilmesh.sim.network  # noqa: F401  # imported for every child
+    from veilmesh.attacks.extraction.base import EXTRACTIONS
     from veilmesh.attacks.hijacks.base import HIJACKS
     from veilmesh.attacks.inference.base import INFERENCES
     from veilmesh.attacks.view import ATTACKS
@@ -150,6 +151,7 @@ def preload() -> None:
 
     for registry in (
         ATTACKS,
+        EXTRACTIONS,
         GUARDS,
         HIJACKS,
         INFERENCES,

@@ -7,7 +7,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from veilmesh.core import BadInput, LocalError
+from veilmesh.core import LocalError
 from veilmesh.crypto.envelope import PROTECTIONS, Card, Mailroom
 from veilmesh.crypto.identity import Identity
 from veilmesh.peer.door import Door
@@ -138,7 +138,7 @@ def _lobby(cast: Cast, mailroom: Mailroom, card: Card, cards: Sequence[Card], ar
     return Lobby(mailroom, Door(around.run, entry.secret, allowed), card, cards)
 
 
-def sentence_of(group: BaseExceptionGroup[BadInput | LocalError]) -> str:
+def sentence_of(group: BaseExceptionGroup[Exception]) -> str:
     """The first sentence in a group: task groups wrap what their tasks raise."""
     error: BaseException = group
     while isinstance(error, BaseExceptionGroup):

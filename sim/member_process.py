@@ -11,12 +11,16 @@ import psutil
 
 from veilmesh.core import BadInput, LocalError
 from veilmesh.crypto.envelope import Card
+from veilmesh.peer.confinement import Exhausted, confine, peak_memory, watch_memory
 from veilmesh.peer.machine import Keep, Note
 from veilmesh.peer.processes import Link
-from veilmesh.peer.transports.base import TRANSPORTS, Traffic, TransportKind
+from veilmesh.peer.shaping_relay import Relay
+from veilmesh.peer.transports.base import TRANSPORTS, Traffic, Transport, TransportKind
+from veilmesh.peer.transports.shaped import Shaped
 from veilmesh.peer.worker import Executor, ProcessWorker
 from veilmesh.sim.cast import Cast
 from veilmesh.sim.continuation import identity_of
+from veilmesh.sim.edge import Edge
 from veilmesh.sim.entry import Entry
 from veilmesh.sim.member import Surroundings, sentence_of, take_part
 from veilmesh.sim.record import save_model
@@ -30,9 +34,9 @@ __all__ = ["MemberProcess"]
 class MemberProcess:
     """Member `index` of a run. Everything here came through the fork; nothing is sent but over the link.
 
-    To the supervisor: {"card", "protections"}, then {"note", ...} as often as there is one, at last {"report"}, or
-    {"failed"} for a sentence that ends the whole run, or {"broken"} for one that ends this member only. From it: the
-    {"roster"}, and perhaps {"leave"}.
+    To the supervisor: a {"report"} of what it is held to, {"card", "protections"}, then {"note", ...} as often as there
+    is one, at last the whole {"report"}, or {"failed"} for a sentence that ends the whole run, or {"broken"} for one
+    that ends this member only. From it: the {"roster"}, and perhaps {"leave"}.
     """
 
     cast: Cast
@@ -44,18 +48,54 @@ class MemberProcess:
     entry: Entry = Entry()
 
     def main(self, link: Link) -> None:
-        """Live. The worker is forked before any event loop runs."""
-        kind = self._kind()
-        worker = ProcessWorker(self._executor, close=[link])
+        """Live. The worker is forked before any event loop runs, and so is the slow link of an edge device."""
+        relay = self._slow_link(link)
         try:
-            anyio.run(self._live, kind, link, worker, backend=kind.backend)
+            limits = self._confined(relay)
+            worker = ProcessWorker(self._executor, close=[link, relay.link] if relay else [link])
+        except BadInput as error:
+            link.send({"failed": str(error)})
+            return
+        try:
+            self._run(link, worker, relay, limits)
+        finally:
+            worker.close()
+            if relay:
+                relay.close()
+
+    def _run(self, link: Link, worker: ProcessWorker, relay: Relay | None, limits: Mapping[str, str]) -> None:
+        kind = self._kind()
+        link.send({"report": {"limits": dict(limits)}})  # now: it may not come to another report
+        try:
+            anyio.run(self._live, kind, link, worker, relay, backend=kind.backend)
         except* BadInput as group:
             link.send({"failed": sentence_of(group)})
+        except* (Exhausted, MemoryError) as group:  # as on a small machine: the others go on
+            link.send({"broken": sentence_of(group) or "out of memory"})
         except* LocalError as group:  # our own mistake: the others go on, and the record says what it was
             link.send({"broken": sentence_of(group)})
             raise
-        finally:
-            worker.close()
+
+    def _edge(self) -> tuple[Edge, int] | None:
+        """What this member is held to, and the how-manieth edge device it is; None: it is none."""
+        edge = self.cast.scenario.edge
+        place = edge.place(self.cast.names[self.index]) if edge else None
+        return None if edge is None or place is None else (edge, place)
+
+    def _slow_link(self, link: Link) -> Relay | None:
+        """The process that is its link: started first, so that it is not held to what the member is."""
+        found = self._edge()
+        if found is None or (pace := found[0].pace) is None:
+            return None
+        host = self.cast.scenario.transport.options.get("listen", "127.0.0.1")
+        return Relay(pace, host, [link])
+
+    def _confined(self, relay: Relay | None) -> dict[str, str]:
+        if (found := self._edge()) is None:
+            return {}
+        edge, place = found
+        shaped = {"link": f"{edge.pace} (a relay in front of its port)"} if relay else {}
+        return confine(edge.cores, edge.memory, place) | shaped
 
     def _kind(self) -> TransportKind:
         choice = self.cast.scenario.transport
@@ -77,9 +117,10 @@ class MemberProcess:
     def _now(self) -> float:
         return time.monotonic() - self.origin
 
-    async def _live(self, kind: TransportKind, link: Link, worker: ProcessWorker) -> None:
+    async def _live(self, kind: TransportKind, link: Link, worker: ProcessWorker, relay: Relay | None) -> None:
         identity = self.entry.identity or identity_of(self.folder, self.cast, self.index)
-        transport = kind.make(identity)
+        made = kind.make(identity)
+        transport: Transport = Shaped(made, relay) if relay else made
 
         def note(what: Note, now: float, traffic: Traffic) -> None:
             counted = {"sent": traffic.sent, "received": traffic.received}
@@ -97,6 +138,8 @@ class MemberProcess:
             watchers.start_soon(_obey, link, leave)
 
         async with anyio.create_task_group() as watchers:
+            if (found := self._edge()) and found[0].memory:
+                watchers.start_soon(watch_memory, (os.getpid(), worker.pid), found[0].memory)
             with Tap.for_member(self.folder, self.cast, self.index, note_now, self.resumed is not None) as tap:
                 keeper = Keeper(self.folder, self.cast, self.index, identity.peer, self.resumed, tap.flush)
 
@@ -120,7 +163,7 @@ class MemberProcess:
                 report = await take_part(self.cast, self.index, around)
             if report.outcome:
                 save_model(self.folder, self.cast, self.index, identity.peer, report.outcome)
-            link.send({"report": {**report.figures(), "memory_mb": _memory_mb(), "cpu_seconds": _cpu_seconds()}})
+            link.send({"report": {**report.figures(), **_used(relay)}})
             watchers.cancel_scope.cancel()
 
     async def _roster(self, link: Link) -> list[Card]:
@@ -155,9 +198,21 @@ def _verified(raw: bytes) -> Card:
     return card
 
 
-def _memory_mb() -> float | None:
-    """This member's own share of memory (PSS, its worker included), in MB; None where the system does not say."""
-    pages = [Path(f"/proc/{p.pid}/smaps_rollup") for p in (psutil.Process(), *psutil.Process().children())]
+def _used(relay: Relay | None) -> dict[str, float | None]:
+    """What the member and its worker took of the machine; its slow link is no part of it."""
+    me = psutil.Process()
+    own = [me, *(child for child in me.children(recursive=True) if relay is None or child.pid != relay.pid)]
+    peak = peak_memory(process.pid for process in own)
+    return {
+        "memory_mb": _memory_mb(own),
+        "peak_memory_mb": round(peak / 1e6, 1) if peak else None,
+        "cpu_seconds": round(sum(sum(process.cpu_times()[:2]) for process in own), 3),
+    }
+
+
+def _memory_mb(own: Sequence[psutil.Process]) -> float | None:
+    """Their own share of memory (PSS), in MB; None where the system does not say."""
+    pages = [Path(f"/proc/{process.pid}/smaps_rollup") for process in own]
     try:
         lines = [line for page in pages for line in page.read_text().splitlines() if line.startswith("Pss:")]
     except OSError:
@@ -174,10 +229,3 @@ async def _obey(link: Link, leave: Callable[[], None]) -> None:
             os._exit(1)
         if any("leave" in message for message in messages):
             leave()
-
-
-def _cpu_seconds() -> float:
-    """What this member and its worker computed so far, in CPU seconds."""
-    me = psutil.Process()
-    every = [me, *me.children(recursive=True)]
-    return round(sum(sum(process.cpu_times()[:2]) for process in every), 3)

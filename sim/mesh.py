@@ -25,6 +25,7 @@ from veilmesh.peer.processes import Child, fork
 from veilmesh.peer.store import write_durably
 from veilmesh.peer.transports.base import TRANSPORTS
 from veilmesh.sim.cast import Cast
+from veilmesh.sim.edge import Laps
 from veilmesh.sim.entry import Entry
 from veilmesh.sim.faults import Action, actions
 from veilmesh.sim.invite import CONTACTS, INVITE, SECRET_BYTES, Invite, inviting
@@ -83,6 +84,7 @@ class Mesh:
         self._words: dict[int, str] = {}  # what a member that broke said of it
         self._faults: list[Action] = []  # what is still to be done to members, with times on this machine's clock
         self._paused: dict[int, list[int]] = {}  # members that stand still, and their processes
+        self._laps = Laps()
 
     def __enter__(self) -> "Mesh":
         choice = self._cast.scenario.transport
@@ -147,6 +149,8 @@ class Mesh:
         """Write the summary."""
         assert self._recorder is not None
         seconds = time.monotonic() - self._began
+        for member in self.members:
+            member.round_seconds, member.round_seconds_longest = self._laps.of(member.index)
         return self._recorder.finish(self.members, seconds, self._protections, "wire")
 
     # --- one turn of the supervisor's loop ---------------------------------------------------------------------
@@ -193,6 +197,7 @@ class Mesh:
             note = Note(message["note"], message["data"])
             self._recorder.note(index, note, message["t"], (message["sent"], message["received"]))
             member.bytes_sent, member.bytes_received = message["sent"], message["received"]
+            self._laps.note(index, note.kind, message["t"])
             if note.kind in ("trained", "round") and not self._up.issuperset(range(self._cast.size)):
                 self._come_up(index)
             if note.kind == "round":
@@ -233,7 +238,8 @@ class Mesh:
             return
         how = self._words.get(index) or child.ended()
         if not self._recorder and not self._failure:
-            self._failure = f"{member.name} {how} before the mesh was up; what it said itself is above."
+            above = "" if index in self._words else "; what it said itself is above"
+            self._failure = f"{member.name} {how} before the mesh was up{above}."
         self._lose(member, how)
 
     def _lose(self, member: Ended, how: str) -> None:

@@ -2,7 +2,7 @@
 
 The truth (which private pictures a peer used in which round) is recomputed from the scenario; it is in no file of the
 run. Of it a View holds what the adversary's own peers trained on, and, only where a study asks for that easier setting,
-the labels of its victims.
+the labels of its victims, or their choice of public pictures.
 """
 
 import hashlib
@@ -18,11 +18,14 @@ from veilmesh.peer.transcript import Record, read_transcript
 from veilmesh.sim.cast import Cast, stem
 from veilmesh.sim.record import read_json
 
-__all__ = ["observation", "own_data", "randomness", "told_labels", "transcript"]
+__all__ = ["observation", "own_data", "randomness", "told_choice", "told_labels", "transcript"]
 
 
-def observation(folder: Path, cast: Cast, ids: Sequence[PeerId], vantage: str, *, told: bool = False) -> View:
-    """What is seen of a finished run from `vantage`; `told`: with the victims' labels. Raises BadInput."""
+def observation(
+    folder: Path, cast: Cast, ids: Sequence[PeerId], vantage: str, *, told: bool = False, chosen: bool = False
+) -> View:
+    """What is seen of a finished run from `vantage`; `told`: with the labels of victims; `chosen`: with the public
+    pictures that they chose. Raises BadInput."""
     place = cast.vantage(vantage, ids)
     if not cast.scenario.keeps(vantage):
         raise BadInput(
@@ -31,7 +34,9 @@ def observation(folder: Path, cast: Cast, ids: Sequence[PeerId], vantage: str, *
         )
     records = transcript(folder, cast, ids, place)
     labels = told_labels(cast, ids) if told else None
-    return observe(place, records, cast.public(ids), own_data(cast, ids, place), labels, cast.held(ids, place))
+    choice = told_choice(cast, ids) if chosen else None
+    own, held = own_data(cast, ids, place), cast.held(ids, place)
+    return observe(place, records, cast.public(ids), own, labels, held, choice)
 
 
 def transcript(folder: Path, cast: Cast, ids: Sequence[PeerId], place: Vantage) -> Iterator[Record]:
@@ -65,6 +70,15 @@ def told_labels(cast: Cast, ids: Sequence[PeerId]) -> Told:
         steps = 1 if cast.scenario.training.private else cast.scenario.training.local_steps
         parts = np.array_split(labels, steps)  # every step has as many
         return np.concatenate([_ordered(part) for part in parts])
+
+    return told
+
+
+def told_choice(cast: Cast, ids: Sequence[PeerId]) -> Told:
+    """Everybody's choice of public pictures, by their places, step by step."""
+
+    def told(peer: PeerId, round_: int) -> np.ndarray:
+        return cast.chosen(ids.index(peer), round_)
 
     return told
 

@@ -28,6 +28,7 @@ from veilmesh.sim.agreement import final_models
 from veilmesh.sim.backdoor import backdoor_success
 from veilmesh.sim.cast import Cast, stem
 from veilmesh.sim.curves import levels_reached, who_counts
+from veilmesh.sim.edge import edge_figures
 from veilmesh.sim.privacy import privacy_figures
 from veilmesh.sim.resume import Counted, Resumption, scenario_digest
 
@@ -60,6 +61,10 @@ class Ended:
     first_alarm: int | None = None  # the step of the first
     memory_mb: float | None = None  # proportional share (PSS) at the end, where the system says it
     cpu_seconds: float | None = None  # its worker's included, where it is a process of its own
+    peak_memory_mb: float | None = None  # the most that was resident (VmHWM), its worker's added; in 10^6 bytes
+    round_seconds: float | None = None  # from the end of a round to that of the next, the median; of processes only
+    round_seconds_longest: float | None = None
+    limits: dict[str, str] = field(default_factory=dict)  # what an edge device was held to, in words
 
 
 _RECORDS = (
@@ -185,6 +190,7 @@ class Recorder:
             _count_on(members, self._resumed)
         summary = _summary(self._cast, members, seconds, protections, counted)
         summary |= {"resumed_from": list(self._resumed.rounds)} if self._resumed else {}
+        summary |= edge_figures(self._cast.scenario.edge, members)
         whole = [m.name for m in members if m.ended == "finished" and m.index not in self._cast.tampering]
         summary |= levels_reached(_lines(self.folder / "metrics.jsonl"), who_counts(summary))
         unfinished = [m.index for m in members if m.ended != "finished" and m.role == "peer"]
@@ -234,6 +240,7 @@ def _summary(
     # Tampering peers are left out: what they say of themselves is not what the honest ones got.
     accuracies = [m.accuracy for m in whole if m.accuracy is not None and m.index not in cast.tampering]
     sent = [m.bytes_sent / max(m.rounds, 1) for m in peers if m.rounds]
+    heard = [m.bytes_received / m.rounds for m in peers if m.rounds]
     vantage = scenario.adversary.vantage if scenario.adversary else None
     seats = scenario.adversary.places if scenario.adversary else ()
     return {
@@ -256,11 +263,13 @@ def _summary(
         "finished": len(whole),
         "accuracy": sum(accuracies) / len(accuracies) if accuracies else None,
         "accuracy_lowest": min(accuracies, default=None),
+        "accuracy_by_role": _by_role([m for m in whole if m.index not in cast.tampering]),
         "alarms": sum(m.alarms for m in members),
         "first_alarm": min((m.first_alarm for m in members if m.first_alarm is not None), default=None),
         "alarmed": int(any(m.alarms for m in members)),  # numbers: a study takes their means
         "stopped_by_alarm": int(any(m.ended.startswith("hijacked") for m in members)),
         "bytes_per_peer_round": sum(sent) / len(sent) if sent else None,
+        "bytes_received_per_peer_round": sum(heard) / len(heard) if heard else None,
         "bytes_sent": sum(m.bytes_sent for m in members),
         "bytes_counted": counted,
         "seconds": seconds,
@@ -272,6 +281,15 @@ def _summary(
         "scenario": scenario.model_dump(mode="json"),
         "attacks": [],
     }
+
+
+def _by_role(members: Sequence[Ended]) -> dict[str, float]:
+    """Mean accuracy by role: a server whose clients are told less than its model has another one than they."""
+    found: dict[str, list[float]] = {}
+    for member in members:
+        if member.accuracy is not None:
+            found.setdefault(member.role, []).append(member.accuracy)
+    return {role: sum(values) / len(values) for role, values in found.items()}
 
 
 def versions() -> dict[str, str]:

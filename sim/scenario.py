@@ -16,6 +16,7 @@ from veilmesh.core import BadInput, Registry, RemoteError
 from veilmesh.core.registry import first_complaint, unknown
 from veilmesh.crypto.identity import PeerId, public_key
 from veilmesh.crypto.padding import Padding
+from veilmesh.sim.edge import Edge
 from veilmesh.sim.faults import Churn, Fault, Links, misplaced
 from veilmesh.split.strategies.base import SPLITS
 
@@ -219,6 +220,7 @@ class Scenario(_Strict):
     timing: Timing = Timing()
     checkpoints: Checkpoints = Checkpoints()
     links: Links = Links()
+    edge: Edge | None = None
     faults: tuple[Fault, ...] = ()
     door: Door = Door()
     churn: Churn | None = None
@@ -259,6 +261,10 @@ class Scenario(_Strict):
         if self.adversary:
             self._tampers_somewhere(self.adversary)
         if why := misplaced(self.links, self.faults, self.peers, self.world):
+            raise ValueError(why)
+        if self.edge and (
+            why := self.edge.misplaced(self.peers, self.world, self.transport.model_dump(), self.door.open)
+        ):
             raise ValueError(why)
         if self.door.open and self.world != "libp2p":
             raise ValueError(f"nobody can come in from outside to the {self.world} world; set world to libp2p")

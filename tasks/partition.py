@@ -1,7 +1,8 @@
-"""How training pictures are divided among peers: independent draws, Dirichlet label skew, a few classes each.
+"""How training pictures are divided among peers: independent draws, Dirichlet label skew, a few classes each or mostly.
 
 Every partition is pure in its generator. The parts are disjoint, sorted, and nobody's is empty; together they cover
-every picture, except that `label-skew` leaves out classes which no peer was given.
+every picture, except that `label-skew` leaves out classes which no peer was given, and `dominant` what would spoil its
+mix.
 """
 
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from pydantic import Field
 from veilmesh.core import BadInput, Registry
 from veilmesh.tasks.work import Indices
 
-__all__ = ["PARTITIONS", "Dirichlet", "Iid", "LabelSkew", "Partition"]
+__all__ = ["PARTITIONS", "Dirichlet", "Dominant", "Iid", "LabelSkew", "Partition"]
 
 
 class Partition(Protocol):
@@ -104,6 +105,51 @@ class LabelSkew:
         for turn in range(peers * self.classes_per_peer):
             held.setdefault(order[turn % len(order)], []).append(turn // self.classes_per_peer)
         return held
+
+
+@PARTITIONS.register("dominant")
+@dataclass(frozen=True, slots=True)
+class Dominant:
+    """A few dominant classes make up a `share` of every peer's pictures, evenly; the rest is as the whole is.
+
+    Source: the experiments of HyperFL, Guo et al. 2025: of ten classes, [0, 1, 2], [2, 3, 4], [4, 5, 6], [6, 7, 8] and
+    [8, 9, 0] dominate at 80 %, here at peers 0, 5, ..., at peers 1, 6, ... and so on. Everybody has equally many
+    pictures, as many as the scarcest class allows; what is left is nobody's.
+    """
+
+    share: Annotated[float, Field(ge=0, le=1)] = 0.8
+    classes_per_peer: Annotated[int, Field(ge=1)] = 3
+
+    def split(self, labels: NDArray[np.int64], peers: int, rng: np.random.Generator) -> list[Indices]:
+        """As `Partition.split`, but for the pictures that nobody holds."""
+        _require_per_picture(labels, "dominant")
+        _require_enough(len(labels), peers)
+        classes, counts = np.unique(labels, return_counts=True)
+        mixes = self._mixes(counts, peers)
+        size = float(np.min(counts[mixes.any(axis=0)] / mixes.sum(axis=0)[mixes.any(axis=0)]))
+        parts: list[list[int]] = [[] for _ in range(peers)]
+        for place, label in enumerate(classes):
+            members = rng.permutation(np.flatnonzero(labels == label))
+            cuts = np.floor(np.cumsum(mixes[:, place]) * size + 1e-9).astype(np.int64)
+            for part, piece in zip(parts, np.split(members, cuts)[:-1], strict=True):
+                part.extend(piece.tolist())
+        if not all(parts):
+            raise BadInput(
+                f"dominant leaves peer {parts.index([])} of {peers} without a picture: the scarcest class has only "
+                f"{counts.min()}; use fewer peers or more pictures."
+            )
+        return [np.array(sorted(part), dtype=np.int64) for part in parts]
+
+    def _mixes(self, counts: NDArray[np.int64], peers: int) -> NDArray[np.float64]:
+        """What share of its pictures each peer has of each class, (peers, classes); rows add up to one."""
+        classes = len(counts)
+        width = min(self.classes_per_peer, classes)
+        stride = max(1, width - 1)
+        mixes = np.tile((1 - self.share) * counts / counts.sum(), (peers, 1))
+        for peer in range(peers):
+            first = peer % -(-classes // stride) * stride
+            mixes[peer, (first + np.arange(width)) % classes] += self.share / width
+        return mixes
 
 
 def _feed_the_empty(parts: list[list[int]]) -> None:

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from veilmesh.attacks.extraction.base import EXTRACTIONS
 from veilmesh.attacks.view import ATTACKS, View
 from veilmesh.core import BadInput, Registry
 from veilmesh.core.registry import unknown
@@ -63,9 +64,9 @@ INFERENCES: Registry[Inference] = Registry("inference", "veilmesh.attacks.infere
 
 
 def registry_of(name: str) -> Registry[Any]:
-    """Where the attack of that name is registered: with those that reconstruct, or those that infer. Raises BadInput,
+    """Where the attack of that name is registered: those that reconstruct, infer, or extract. Raises BadInput,
     naming all of them."""
-    for registry in (ATTACKS, INFERENCES):
+    for registry in (ATTACKS, INFERENCES, EXTRACTIONS):
         if name in registry.names():
             return registry
-    raise BadInput(unknown("attack", name, [*ATTACKS.names(), *INFERENCES.names()]))
+    raise BadInput(unknown("attack", name, [*ATTACKS.names(), *INFERENCES.names(), *EXTRACTIONS.names()]))

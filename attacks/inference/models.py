@@ -25,6 +25,7 @@ from veilmesh.swarm import messages
 __all__ = ["KINDS", "SeenModel", "models_seen"]
 
 KINDS: tuple[Kind, ...] = ("local", "marginalised", "consensus")
+_WITHOUT_ROW = ("epidemic", "leader", "push-sum")  # there W only says who may speak to whom; nobody mixes by it
 _LEAST = 1e-6  # of a model: a smaller share of it cannot be told from rounding
 
 
@@ -87,6 +88,8 @@ def _by_round(observed: Sequence[Observed]) -> dict[int, dict[PeerId, Vector]]:
 
 def _marginalised(view: View, models: Mapping[int, Mapping[PeerId, Vector]]) -> Iterator[SeenModel]:
     """x_v^{t+1/2} = sum_j W_vj x_j^{t-1/2} + u_v^t, without the terms of every j that was heard but v itself."""
+    if view.public.strategy in _WITHOUT_ROW:
+        return
     for round_, now in models.items():
         before = models.get(round_ - 1, {})
         for victim, mixed in now.items():

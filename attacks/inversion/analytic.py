@@ -43,6 +43,7 @@ class Analytic:
     """
 
     reconstructs: ClassVar[str] = "pictures"
+    sharings: ClassVar[tuple[str, ...]] = ("masked-proxy",)  # what else than models it reads
 
     targets: Annotated[int, Field(ge=1)] = 16
     first: Annotated[int, Field(ge=0)] = 0

@@ -58,6 +58,7 @@ class CosineInversion:
     """
 
     reconstructs: ClassVar[str] = "pictures"
+    sharings: ClassVar[tuple[str, ...]] = ("masked-proxy",)  # what else than models it reads
     per_pixel: ClassVar[bool] = True
 
     iterations: Annotated[int, Field(ge=1)] = 400

@@ -15,6 +15,7 @@ from veilmesh.crypto.codecs.dense import Dense
 from veilmesh.crypto.codecs.fewbits import EightBitZstd, FourBit, TwoBit
 from veilmesh.crypto.codecs.lowrank import LowRank
 from veilmesh.crypto.codecs.nf4 import NormalFloat4
+from veilmesh.crypto.codecs.normal_float import NormalFloat
 from veilmesh.crypto.codecs.quantised import EightBit
 from veilmesh.crypto.codecs.randk import RandK
 from veilmesh.crypto.codecs.sign import Sign
@@ -35,6 +36,7 @@ WIRE_IDS: Final[Mapping[int, type[Codec]]] = {
     9: Sign,
     10: RandK,
     11: LowRank,
+    12: NormalFloat,
 }
 """Which class decodes what begins with which byte."""
 

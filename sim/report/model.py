@@ -58,6 +58,18 @@ class Peer:
     bytes_sent: float | None = None
     bytes_received: float | None = None
     refusals: Mapping[str, int] | None = None
+    cpu_seconds: float | None = None  # its worker's included, as in what follows
+    peak_memory_mb: float | None = None
+    round_seconds: float | None = None
+    round_seconds_longest: float | None = None
+    limits: Mapping[str, Any] = field(default_factory=dict)  # what an edge device was held to
+
+
+@dataclass(frozen=True, slots=True)
+class Devices:
+    """Which members ran as edge devices."""
+
+    members: tuple[Words, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,6 +293,7 @@ class Summary:
     scenario: Setup = field(default_factory=Setup)
     attacks: tuple[Attacked, ...] = ()
     traffic: Traffic | None = None
+    edge: Devices | None = None
 
     @property
     def bytes_per_round(self) -> float | None:

@@ -19,6 +19,7 @@ from veilmesh.sim.report import numbers
 from veilmesh.sim.report.charts import BYTES, SECONDS, Chart, line_chart
 from veilmesh.sim.report.costs import Arm, arms, by_bytes, by_time, costs
 from veilmesh.sim.report.curves import Series, accuracy, loss
+from veilmesh.sim.report.devices import devices
 from veilmesh.sim.report.division import divisions, noticed
 from veilmesh.sim.report.gallery import galleries
 from veilmesh.sim.report.inferred import inferred
@@ -67,6 +68,7 @@ def _parts(report: Report) -> dict[str, Any]:
         "costs": _costs(runs),
         "meshes": _meshes(runs),
         "mesh_kinds": mesh_kinds([run.summary for run in runs if run.summary]),
+        "devices": devices(runs),
         "divisions": divisions(runs),
         "noticed": noticed(runs),
         "protections": protections(runs),

@@ -7,18 +7,18 @@ everybody begins with, and makes each peer's learner, which answers `Train` with
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from veilmesh.core import Registry
 from veilmesh.core.zerosum import Pair
-from veilmesh.crypto.codecs.base import Vector
+from veilmesh.crypto.codecs.base import Mask, Vector
 from veilmesh.tasks.models.base import Shape
 from veilmesh.tasks.work import Settings
 
-__all__ = ["SHARINGS", "Learner", "Own", "Setting", "Sharing"]
+__all__ = ["SHARINGS", "Learner", "Own", "Serves", "Serving", "Setting", "Sharing"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,6 +72,33 @@ class Sharing(Protocol):
 
     def learner(self, setting: Setting, own: Own) -> Learner:
         """What does one peer's work. Pure in its arguments, whatever the order in which peers are asked for."""
+        ...
+
+
+class Serving(Protocol):
+    """A server's side of a scheme in which clients are told something else than the server's model."""
+
+    @property
+    def begun(self) -> Vector:
+        """The model (d,) that the server begins with."""
+        ...
+
+    @property
+    def hidden(self) -> Mask:
+        """The coordinates (d,) of it that no client is ever told: for those who measure what they know of them."""
+        ...
+
+    def proxy(self, x: Vector, client: int, round_: int) -> bytes:
+        """What the client of that place in the roster is told of the model `x` (d,) in a round: a codec's bytes."""
+        ...
+
+
+@runtime_checkable
+class Serves(Protocol):
+    """A sharing scheme that has a server's side."""
+
+    def served(self, setting: Setting, private: int) -> Serving:
+        """That side; `private` is what the server draws its secrets from. Pure in its arguments."""
         ...
 
 

@@ -62,8 +62,9 @@ class AloneMachine:
 
     def handle(self, event: Event, now: float) -> list[Effect]:
         match event:
-            case Started():
-                return self._train()
+            case Started():  # the score of the rounds that were done before may not have been taken
+                scores = 0 < self._round < self._kit.rounds
+                return [*(self._evaluation.due(self._round, lambda: self._x) if scores else []), *self._train()]
             case WorkDone(name, result) if name.startswith("train"):
                 return self._trained(cast(Trained, result))
             case WorkDone(name, result):

@@ -79,6 +79,9 @@ class Kit:
     weight included; alike for everybody who is given the same members. None: whoever is there at the start is all
     there ever is, and `weights` is the row."""
     late: bool = False  # joins a run that is under way; with `links` only
+    proxy: Callable[[Vector, PeerId, int], bytes] | None = None
+    """At a star's hub: a codec's bytes of what a client is told of the model (d,) in a round. None: all of it."""
+    proxied: bool = False  # at its clients: whether they are told a proxy, in any codec, and not the model as it is
     secret: bytes = b""
     """32 bytes that only this peer has, and drew for this start of it, for protocols that hide something from the other
     peers. Empty in the laboratory: then such secrets follow from `private`, and runs can be repeated."""

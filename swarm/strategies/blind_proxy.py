@@ -9,8 +9,8 @@ Theory of operation. Everybody has a key pair of its own, and says the public ha
     x_i = h_i + w (sum q_j - n q_i),  w = 1 / (1 + neighbours)
 
 which, where all are neighbours and nobody is missing, is the exact average of all q, plus what i itself had cut off.
-Sums of BFV are exact, so models do not depend on what keys and ciphertexts are drawn from: the system's randomness.
-(Adding under the receiver's key: Paillier 1999 for the idea, Brakerski 2012 and Fan and Vercauteren 2012 for BFV.) One
+Sums are exact, so models do not depend on what keys and ciphertexts are drawn from: the system's randomness, nor on the
+scheme: BFV (Brakerski 2012, Fan and Vercauteren 2012), or for comparison Paillier's (1999), which is slower. One
 weight for every link, for i is shown a sum and no parts; neighbours are the same peers in every round, for sums of sets
 that differ by one peer would differ by that peer.
 
@@ -45,7 +45,7 @@ from pydantic import Field
 
 from veilmesh.core import BadInput, Refusal, RemoteError
 from veilmesh.crypto.codecs.base import Vector
-from veilmesh.crypto.homomorphic import Floats, Keys, Lanes
+from veilmesh.crypto.homomorphic import Exact, Floats, Keys
 from veilmesh.crypto.homomorphic_work import Decrypt, Encrypt, MakeKeys, Refused
 from veilmesh.peer.machine import (
     CancelTimer,
@@ -70,7 +70,7 @@ from veilmesh.swarm.guards.base import RoundInfo
 from veilmesh.swarm.sealer import astray
 from veilmesh.swarm.strategies.adding import ProxySide
 from veilmesh.swarm.strategies.base import STRATEGIES, Evaluated, Kit, Outcome, Trained
-from veilmesh.swarm.strategies.ciphers import fingerprint, usable
+from veilmesh.swarm.strategies.ciphers import ExactName, exact_scheme, fingerprint, usable
 from veilmesh.swarm.strategies.evaluation import Evaluation
 from veilmesh.swarm.strategies.keyring import Keyring
 from veilmesh.swarm.strategies.proxies import Table, distances
@@ -94,11 +94,12 @@ class Phase(Enum):
 @STRATEGIES.register("blind-proxy")
 @dataclass(frozen=True)
 class BlindProxy:
-    """Homomorphic gossip: peers encrypt for each receiver, and a proxy without its key adds (BFV, exact sums).
+    """Homomorphic gossip: peers encrypt for each receiver, and a proxy without its key adds (exact sums).
 
     `neighbours`: how many each averages with, in every round the same (0: all others). `fewest`: a proxy adds so many
     models or none. `limit`: the largest change from the common beginning that a coordinate can say (what is beyond it
     stays with the peer); `bits`: how finely, in 2^bits - 1 levels. `rekey`: rounds that a key pair lasts (0: all).
+    `scheme`: BFV, or Paillier under keys of 2048 bits.
     """
 
     neighbours: Annotated[int, Field(ge=0)] = 0
@@ -106,13 +107,14 @@ class BlindProxy:
     limit: Annotated[float, Field(gt=0, le=1e5, allow_inf_nan=False)] = 4.0
     bits: Annotated[int, Field(ge=4, le=24)] = 14
     rekey: Annotated[int, Field(ge=0)] = 0
+    scheme: ExactName = "bfv"
 
     centralised: ClassVar[bool] = False
     aggregates: ClassVar[bool] = False
 
     def machine(self, kit: Kit) -> Machine:
         table = Table(len(kit.order), kit.seed, self.neighbours)
-        scheme = Lanes(self.bits, max(2, len(table.neighbours(0))), self.limit)
+        scheme = exact_scheme(self.scheme, self.bits, len(table.neighbours(0)), self.limit)
         usable(kit, scheme, "blind-proxy")
         return BlindProxyMachine(kit, self, table, scheme)
 
@@ -129,7 +131,7 @@ class BlindProxy:
 class BlindProxyMachine:
     """One peer: a receiver of sums, a neighbour of others, and in every round a proxy for one of them."""
 
-    def __init__(self, kit: Kit, options: BlindProxy, table: Table, scheme: Lanes) -> None:
+    def __init__(self, kit: Kit, options: BlindProxy, table: Table, scheme: Exact) -> None:
         self._kit, self._fewest = kit, options.fewest
         self._me = kit.order.index(kit.me)
         self._table, self._scheme = table, scheme

@@ -144,7 +144,8 @@ class ClientMachine:
 
     def _take(self, message: Any) -> None:
         """Begin a round with what the hub says, one of `hears`. Raises RemoteError, having changed nothing."""
-        self._x = self._kit.sealer.decode_lossless(message.blob)
+        sealer = self._kit.sealer
+        self._x = sealer.decode(message.blob).values if self._kit.proxied else sealer.decode_lossless(message.blob)
 
     def _task(self) -> object:
         """The round's training."""

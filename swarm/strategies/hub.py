@@ -4,7 +4,7 @@ States: GATHERING (waits for clients, or for the round's timer) -> ... -> CLOSIN
 protocol whose hub says or hears more than a model and updates overrides the last methods.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TypeAlias, cast
 
 import numpy as np
@@ -87,11 +87,18 @@ class HubMachine:
             return [self._stop(reason)]
         if self._round < self._kit.rounds and not self._present:  # the last to speak may also have been the last to go
             return [Note("alone", {"round": self._round}), self._stop("every client is gone")]
-        body = messages.encode(self._message())
-        effects: list[Effect] = [Send(p, body) for p in self._clients if p in self._present]
+        clients = [p for p in self._clients if p in self._present]
+        effects: list[Effect] = [Send(p, body) for p, body in self._bodies(clients)]
         if self._round < self._kit.rounds:
             effects.append(SetTimer("round", now + self._kit.patience))
         return effects
+
+    def _bodies(self, clients: Sequence[PeerId]) -> list[tuple[PeerId, bytes]]:
+        """What a round begins with, by client: the same for all, or a proxy of the model for each."""
+        if (proxy := self._kit.proxy) is None:
+            body = messages.encode(self._message())
+            return [(p, body) for p in clients]
+        return [(p, messages.encode(messages.Model(self._round, proxy(self._x, p, self._round)))) for p in clients]
 
     def _received(self, sender: PeerId, message: messages.Message, now: float) -> list[Effect]:
         if sender not in self._clients:

@@ -1,11 +1,11 @@
 """The broken baseline: homomorphic gossip in which one secret key is everybody's.
 
-What it is. The usual set-up of homomorphic federated learning, and the position paper's own code: one CKKS key pair is
+What it is. The usual set-up of homomorphic federated learning, and the position paper's own code: one key pair is
 made at the beginning and given to all that take part, and whoever adds is thought to be somebody without it. In a mesh
 every peer adds for itself, and has the key:
 
     h_j = x_j + u_j                                       local training, after the guards
-    j says Enc(h_j - x_0) to every neighbour              CKKS, under the one key
+    j says Enc(h_j - x_0) to every neighbour              CKKS or Paillier, under the one key
     i adds what came, decrypts **the sum**, and takes x_i = h_i + w (sum (h_j - x_0) - n (h_i - x_0))
 
 **Who learns what.** An honest peer looks at sums only, and nothing but its manners keeps it from decrypting every
@@ -15,7 +15,8 @@ It is here to be measured against `blind-proxy`, never to be used. The key is pa
 the first in the roster, who draws it; a peer believes the first that it is told.
 
 CKKS is approximate: sums differ from the plain ones by about 1e-8, and by the randomness of ciphertexts, so two runs of
-one seed agree to rounding and not to the bit. All links have one weight, 1 / (1 + the largest number of neighbours).
+one seed agree to rounding and not to the bit. Paillier's are exact sums of multiples of 1e-5 (`ciphers.SCHEMES`). All
+links have one weight, 1 / (1 + the largest number of neighbours).
 
 Faults: who is silent for a patience is left out of a round (its weight stays with the peer). Who is told no key within
 two patiences stops.
@@ -34,7 +35,7 @@ import numpy as np
 
 from veilmesh.core import Refusal, RemoteError
 from veilmesh.crypto.codecs.base import Vector
-from veilmesh.crypto.homomorphic import Approximate, Floats, Keys
+from veilmesh.crypto.homomorphic import Floats, Keys, Scheme
 from veilmesh.crypto.homomorphic_work import Add, Decrypt, Encrypt, MakeKeys, Refused
 from veilmesh.crypto.shared_key import SharedKey as Pair
 from veilmesh.peer.machine import (
@@ -59,18 +60,13 @@ from veilmesh.swarm import messages
 from veilmesh.swarm.guards.base import RoundInfo
 from veilmesh.swarm.sealer import astray
 from veilmesh.swarm.strategies.base import STRATEGIES, Evaluated, Kit, Outcome, Trained
-from veilmesh.swarm.strategies.ciphers import usable
+from veilmesh.swarm.strategies.ciphers import SchemeName, scheme_for, usable
 from veilmesh.swarm.strategies.evaluation import Evaluation
 
-__all__ = ["AHEAD", "SharedKey", "SharedKeyMachine", "scheme_for"]
+__all__ = ["AHEAD", "SharedKey", "SharedKeyMachine"]
 
 AHEAD = 4
 """How many rounds a neighbour may be ahead of ours."""
-
-
-def scheme_for(peers: int) -> Approximate:
-    """What everybody encrypts with in a mesh of so many."""
-    return Approximate(max(2, peers))
 
 
 class Phase(Enum):
@@ -85,20 +81,22 @@ class Phase(Enum):
 @STRATEGIES.register("shared-key")
 @dataclass(frozen=True)
 class SharedKey:
-    """Broken on purpose: homomorphic gossip (CKKS) in which all peers hold the one secret key.
+    """Broken on purpose: homomorphic gossip (CKKS, Paillier) in which all peers hold the one secret key.
 
     `publish`: tell the neighbours what each sum comes to, in full precision, as if to a server that is to use the model
-    and has no key: with two of them it has one (`decryption-publishing`).
+    and has no key: with two of CKKS it has one (`decryption-publishing`). `scheme`: of `ciphers.SCHEMES`.
     """
 
     publish: bool = False
+    scheme: SchemeName = "ckks"
 
     centralised: ClassVar[bool] = False
     aggregates: ClassVar[bool] = False
 
     def machine(self, kit: Kit) -> Machine:
-        usable(kit, scheme_for(len(kit.order)), "shared-key")
-        return SharedKeyMachine(kit, self.publish)
+        scheme = scheme_for(self.scheme, len(kit.order))
+        usable(kit, scheme, "shared-key")
+        return SharedKeyMachine(kit, self.publish, scheme)
 
     def weights(self, graph: "nx.Graph[int]") -> dict[int, dict[int, float]]:
         share = 1.0 / (1 + max(dict(graph.degree()).values()))
@@ -109,11 +107,10 @@ class SharedKey:
 class SharedKeyMachine:
     """One peer, who could read what all its neighbours say."""
 
-    def __init__(self, kit: Kit, publish: bool) -> None:
-        self._kit, self._publish = kit, publish
+    def __init__(self, kit: Kit, publish: bool, scheme: Scheme) -> None:
+        self._kit, self._publish, self._scheme = kit, publish, scheme
         self._neighbours = tuple(p for p in kit.order if p in kit.weights and p != kit.me)
         self._share = min((kit.weights[p] for p in self._neighbours), default=0.0)  # they are all alike
-        self._scheme = scheme_for(len(kit.order))
         self._pair: Pair | None = None  # the one that everybody has
         self._samples = 0  # examples behind our update
         self._count, self._among = 0, tuple[int, ...]()  # how many, and whose, are in the sum that is being worked out

@@ -2,10 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
-import pyarrow as pa
 from pydantic import Field
 
 from veilmesh.core import BadInput
@@ -14,6 +13,9 @@ from veilmesh.tasks.data.base import SOURCES, Dataset, Labels, Pictures
 from veilmesh.tasks.data.pictures import Look, Size, decode_mask, decode_picture, look_at
 from veilmesh.tasks.data.tables import choose_column, is_picture, picture_bytes, read_tables
 from veilmesh.tasks.work import Indices
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 __all__ = ["Camvid"]
 
@@ -51,7 +53,7 @@ class Camvid:
         test_pool = self._pool(test, look, f"the test part of {where}") if test is not None else None
         return assemble("camvid", pool, test_pool, self.classes, self.limit, where)
 
-    def _pool(self, table: pa.Table, look: Look, where: str) -> Pool:
+    def _pool(self, table: "pa.Table", look: Look, where: str) -> Pool:
         images, masks = table[self.image_column], table[self.mask_column]
 
         def take(indices: Indices) -> tuple[Pictures, Labels]:

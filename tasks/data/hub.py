@@ -1,15 +1,17 @@
 """Any data set of labelled pictures on the Hugging Face hub, by name."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import pyarrow as pa
 from pydantic import Field
 
 from veilmesh.core import BadInput
 from veilmesh.tasks.data.base import SOURCES, Dataset
 from veilmesh.tasks.data.pictures import Size
 from veilmesh.tasks.data.tables import Columns, labelled
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 __all__ = ["Hub"]
 
@@ -57,6 +59,6 @@ def _fetch(name: str, subset: str | None) -> dict[str, Any]:
         ) from None
 
 
-def _table(split: Any) -> pa.Table:
+def _table(split: Any) -> "pa.Table":
     """A split as an arrow table: its pictures stay encoded, so that they are decoded like any other's."""
     return split.with_format("arrow")[:]

@@ -1,18 +1,23 @@
-"""Tables of pictures as Hugging Face stores them: parquet with a column of encoded pictures and one of labels."""
+"""Tables of pictures as Hugging Face stores them: parquet with a column of encoded pictures and one of labels.
+
+pyarrow is imported where a table is read: every process of every peer would pay its memory for tasks that have none.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from veilmesh.core import BadInput
 from veilmesh.tasks.data.assemble import Pool, assemble
 from veilmesh.tasks.data.base import Dataset, Labels, Pictures
 from veilmesh.tasks.data.pictures import Look, Size, decode_picture, look_at
 from veilmesh.tasks.work import Indices
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 __all__ = ["Columns", "choose_column", "is_picture", "labelled", "picture_bytes", "read_tables"]
 
@@ -29,7 +34,7 @@ class Columns:
     gray: bool | None = None
 
 
-def read_tables(path: Path, prefer: str = "") -> tuple[pa.Table, pa.Table | None]:
+def read_tables(path: Path, prefer: str = "") -> "tuple[pa.Table, pa.Table | None]":
     """The training and the test table of `path`, a parquet file or a folder of them; no test table: divide the first.
 
     In a folder, the files named after `prefer` are meant if there are some; a name with "train" makes a training
@@ -52,7 +57,7 @@ def read_tables(path: Path, prefer: str = "") -> tuple[pa.Table, pa.Table | None
 
 
 def choose_column(
-    table: pa.Table, wanted: str | None, fits: Callable[[pa.DataType], bool], kind: str, usual: str, where: str
+    table: "pa.Table", wanted: str | None, fits: "Callable[[pa.DataType], bool]", kind: str, usual: str, where: str
 ) -> str:
     """The column that was `wanted`, or else the only one that fits, or else the fitting one with the usual name."""
     names = [field.name for field in table.schema if fits(field.type)]
@@ -70,14 +75,16 @@ def choose_column(
     return names[0] if len(names) == 1 else usual
 
 
-def is_picture(kind: pa.DataType) -> bool:
+def is_picture(kind: "pa.DataType") -> bool:
     """Whether a column of this type can hold encoded pictures: bytes, or Hugging Face's struct of bytes and path."""
+    import pyarrow as pa
+
     if pa.types.is_struct(kind):
         return bool(kind.get_field_index("bytes") >= 0)
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
-def picture_bytes(column: pa.ChunkedArray, index: int, where: str) -> bytes:
+def picture_bytes(column: "pa.ChunkedArray", index: int, where: str) -> bytes:
     """The encoded picture in row `index`. Raises BadInput where the row names a file instead of holding it."""
     cell = column[index].as_py()
     raw = cell.get("bytes") if isinstance(cell, dict) else cell
@@ -87,7 +94,7 @@ def picture_bytes(column: pa.ChunkedArray, index: int, where: str) -> bytes:
 
 
 def labelled(
-    name: str, train: pa.Table, test: pa.Table | None, columns: Columns, limit: int | None, where: str,
+    name: str, train: "pa.Table", test: "pa.Table | None", columns: Columns, limit: int | None, where: str,
     classes: int | None = None,
 ) -> Dataset:  # fmt: skip
     """The dataset of a table with one label a picture; classes are counted over every row if not given."""
@@ -108,7 +115,7 @@ def labelled(
     return assemble(name, pool, test_pool, classes or int(strata.max()) + 1, limit, where)
 
 
-def _pool(table: pa.Table, image: str, strata: Labels, look: Look, where: str) -> Pool:
+def _pool(table: "pa.Table", image: str, strata: Labels, look: Look, where: str) -> Pool:
     column = table[image]
 
     def take(indices: Indices) -> tuple[Pictures, Labels]:
@@ -120,7 +127,10 @@ def _pool(table: pa.Table, image: str, strata: Labels, look: Look, where: str) -
     return Pool(strata, take)
 
 
-def _read(files: Sequence[Path]) -> pa.Table:
+def _read(files: Sequence[Path]) -> "pa.Table":
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     tables = []
     for file in files:
         try:
@@ -138,22 +148,26 @@ def _marked(file: Path, word: str) -> bool:
     return word in file.name.lower() or word == file.parent.name.lower()
 
 
-def _is_label(kind: pa.DataType) -> bool:
+def _is_label(kind: "pa.DataType") -> bool:
+    import pyarrow as pa
+
     return bool(pa.types.is_integer(kind) or pa.types.is_boolean(kind) or _is_text(kind))
 
 
-def _is_text(kind: pa.DataType) -> bool:
+def _is_text(kind: "pa.DataType") -> bool:
+    import pyarrow as pa
+
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
-def _names(table: pa.Table, label: str) -> list[str] | None:
+def _names(table: "pa.Table", label: str) -> list[str] | None:
     """The class names of a column of text, sorted; None for a column of numbers."""
     if not _is_text(table.schema.field(label).type):
         return None
     return sorted({value for value in table[label].to_pylist() if value is not None})
 
 
-def _labels(table: pa.Table, label: str, names: list[str] | None, classes: int | None, where: str) -> Labels:
+def _labels(table: "pa.Table", label: str, names: list[str] | None, classes: int | None, where: str) -> Labels:
     values = table[label].to_pylist()
     known = None if names is None else {name: number for number, name in enumerate(names)}
     most = classes or _MOST_CLASSES
@@ -167,7 +181,7 @@ def _labels(table: pa.Table, label: str, names: list[str] | None, classes: int |
     return np.array(numbers, dtype=np.int64)
 
 
-def _require_columns(table: pa.Table, columns: tuple[str, ...], where: str) -> None:
+def _require_columns(table: "pa.Table", columns: tuple[str, ...], where: str) -> None:
     for column in columns:
         if column not in table.column_names:
             raise BadInput(f"The test part of {where} has no column {column!r}, which the training part has.")

@@ -78,6 +78,21 @@ def test_noise_is_measured_against_the_norm_of_the_message(defended):
     assert large > 10 * small
 
 
+@pytest.mark.parametrize("std", [0.0, 1e-4, 1e-2])
+def test_noise_in_units_of_the_parameters_is_known_as_what_it_is(defended, std):
+    view = defended(guard={"name": "noise", "std": std})
+    clean = np.linalg.norm(_update(view.public, *_first_picture()))
+    wanted = std * np.sqrt(view.public.initial.size) / clean
+    assert _run(view).details["noise"] == pytest.approx(wanted, rel=0.3, abs=1e-6)
+
+
+def _first_picture():
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits(n_class=4)
+    return (bunch.images[:1, None] / 16).astype(np.float32), bunch.target[:1].astype(np.int64)
+
+
 def test_private_training_is_noise_too(defended):
     private = {"clip": 1.0, "noise": 0.5, "pair": 0.0}
     assert _run(defended(private=private)).details["noise"] > 1

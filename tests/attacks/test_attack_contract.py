@@ -36,7 +36,13 @@ def _is_of_split_mode(name):
     return ATTACKS.get(name).__module__.startswith("veilmesh.attacks.smashed.")
 
 
-SWARM = [name for name in ATTACKS.names() if not _is_of_split_mode(name)]
+def _reads_models(name):
+    """Some read only what another sharing scheme makes of a model; they say `reads_models = False`."""
+    return getattr(ATTACKS.get(name), "reads_models", True)
+
+
+SWARM = [name for name in ATTACKS.names() if not _is_of_split_mode(name) and _reads_models(name)]
+SHARED = [name for name in ATTACKS.names() if not _reads_models(name)]
 SPLIT = [name for name in ATTACKS.names() if _is_of_split_mode(name)]
 
 
@@ -107,6 +113,13 @@ def test_an_attack_on_smashed_data_refuses_a_run_of_swarm_mode(view, name):
         list(_build(name).run(view, np.random.default_rng(0)))
 
 
+@pytest.mark.parametrize("name", SHARED)
+def test_an_attack_on_another_sharing_refuses_a_run_that_shares_models(view, name):
+    assert "model" not in ATTACKS.get(name).sharings
+    with pytest.raises(BadInput, match="shared something else"):
+        list(_build(name).run(view, np.random.default_rng(0)))
+
+
 @pytest.mark.parametrize("name", SWARM)
 def test_an_attack_is_a_function_of_its_view_and_generator(view, name):
     _is_a_function(lambda: list(_build(name).run(view, np.random.default_rng(3))))
@@ -145,11 +158,15 @@ KNOWN = (
     "veilmesh.crypto.polynomial_shares", "veilmesh.crypto.shared_key", "veilmesh.crypto.tensors",
     "veilmesh.peer.machine", "veilmesh.peer.transcript", "veilmesh.split.cut", "veilmesh.split.guards",
     "veilmesh.split.messages", "veilmesh.split.part", "veilmesh.split.work", "veilmesh.swarm.guards",
-    "veilmesh.swarm.messages",
+    "veilmesh.swarm.messages", "veilmesh.swarm.schedule",
     "veilmesh.swarm.sealer",
-    "veilmesh.swarm.secure_messages", "veilmesh.swarm.strategies.brea", "veilmesh.swarm.strategies.brea_steps",
+    "veilmesh.swarm.secure_messages", "veilmesh.swarm.sharing.columns",
+    "veilmesh.swarm.sharing.base", "veilmesh.swarm.sharing.public_step", "veilmesh.swarm.sharing.regmean",
+    "veilmesh.swarm.strategies.brea", "veilmesh.swarm.strategies.brea_steps",
     "veilmesh.swarm.strategies.brea_terms", "veilmesh.swarm.strategies.butterfly",
-    "veilmesh.swarm.strategies.hub.lossless",
+    "veilmesh.swarm.strategies.ciphers.exact_scheme", "veilmesh.swarm.strategies.ciphers.scheme_for",
+    "veilmesh.swarm.strategies.epidemic.Epidemic", "veilmesh.swarm.strategies.hub.lossless",
+    "veilmesh.swarm.strategies.push_sum.FLOOR", "veilmesh.swarm.strategies.push_sum.PushSum",
     "veilmesh.swarm.strategies.secure_clusters", "veilmesh.swarm.strategies.secure_groups", "veilmesh.tasks.models",
     "veilmesh.tasks.work.Settings",
 )  # fmt: skip

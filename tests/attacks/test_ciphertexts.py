@@ -100,6 +100,27 @@ def test_with_one_key_for_all_a_neighbour_reads_every_update_exactly(make_mesh, 
             np.testing.assert_allclose(one.start, mesh.starts[key], atol=1e-6)
 
 
+@pytest.mark.parametrize("scheme", ["ckks-8192", "paillier"])
+def test_no_scheme_helps_where_one_key_is_everybodys(make_mesh, scheme: str) -> None:
+    mesh = Mesh(make_mesh, "shared-key", peers=3, options={"scheme": scheme})
+    seen = {(mesh.ids.index(o.victim), o.round): o for o in observe_updates(mesh.view(0))}
+    assert set(seen) == {(i, r) for i in (1, 2) for r in range(ROUNDS)}
+    for key, one in seen.items():
+        np.testing.assert_allclose(one.update, mesh.updates[key], atol=3e-5)
+
+
+def test_behind_a_proxy_a_receiver_reads_the_sum_by_paillier_too(make_mesh) -> None:
+    mesh = Mesh(make_mesh, "blind-proxy", peers=4, pooling=(0, 3), options={"scheme": "paillier"})
+    assert observe_updates(mesh.view(1)) == []
+    [first] = [o for o in observe_updates(mesh.view(0)) if o.round == 0]
+    np.testing.assert_allclose(first.update, np.mean([mesh.updates[i, 0] for i in (1, 2, 3)], axis=0), atol=STEP)
+
+
+def test_published_sums_of_paillier_give_no_key(make_mesh, digits) -> None:
+    mesh = Mesh(make_mesh, "shared-key", peers=3, options={"scheme": "paillier", "publish": True})
+    assert list(ATTACKS.build("decryption-publishing").run(mesh.view(0), generator(0))) == []
+
+
 def test_the_key_is_what_reads_and_who_was_not_told_it_reads_nothing(make_mesh) -> None:
     mesh = Mesh(make_mesh, "shared-key")
     assert shared_key(mesh.view(3)) is not None

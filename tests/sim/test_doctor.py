@@ -43,3 +43,10 @@ def test_another_libp2p_than_the_hardening_is_made_for_counts_as_missing(tmp_pat
     answer = subprocess.run(asked, capture_output=True, text=True, timeout=60).stdout
     assert "present=False, version='9.9.9'" in answer
     assert "pip install libp2p==0." in answer
+
+
+def test_it_says_what_an_edge_device_can_be_held_to(findings: dict[str, Finding]) -> None:
+    held = findings["edge device"]
+    assert held.version is not None
+    assert "link" in held.version  # needs nothing of the system
+    assert held.present == ("cores" in held.version and "memory" in held.version)

@@ -37,6 +37,7 @@ from veilmesh.swarm import messages
         ("fedavg", "8-bit", 0.0),
         ("secure-groups", "dense", 0.0),  # whatever the masks are, and they are drawn from the system over libp2p
         ("blind-proxy", "dense", 0.0),
+        ({"name": "ring-all-reduce", "order": "drawn"}, "dense", 1.0),
     ],
 )
 def test_five_peers_give_the_same_bits_in_every_world(tmp_path: Path, strategy: Any, codec: str, noise: float) -> None:

@@ -19,7 +19,7 @@ AMPLIFIES = {"diloco": 0.7 / (1 - 0.9)}
 TOGETHER = ("async-gossip",)
 """Without rounds: it ends when half of the peers have made all their steps, and others more or fewer."""
 
-COMPLETE = ("blind-proxy", "brea", "group-all-reduce", "leader", "secure-clusters", "secure-groups")
+COMPLETE = ("blind-proxy", "brea", "group-all-reduce", "leader", "ring-all-reduce", "secure-clusters", "secure-groups")
 """In which anybody may have to speak to anybody."""
 
 SILENT = ("alone",)
@@ -28,8 +28,8 @@ SILENT = ("alone",)
 HOMOMORPHIC = ("blind-proxy", "shared-key")
 """Which take no codec, and draw keys and ciphertexts from the system's randomness: sums, not messages, are repeated."""
 
-UNCODED = (*HOMOMORPHIC, "brea", "secure-clusters", "secure-groups")
-"""Which count in whole numbers by themselves, or encrypt what they count, and take no codec."""
+UNCODED = (*HOMOMORPHIC, "brea", "ring-all-reduce", "secure-clusters", "secure-groups")
+"""Which count in whole numbers by themselves, encrypt what they count, or sum at every step, and take no codec."""
 
 
 @pytest.fixture(params=STRATEGIES.names())

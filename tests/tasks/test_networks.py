@@ -92,13 +92,25 @@ class TestDerivatives:
         ("ig-convnet", {"norm": "batch"}, (3, 32, 32), 10, 2_904_970 + 2 * 1600),  # with the running statistics
         ("resnet", {"norm": "frozen"}, (3, 32, 32), 10, 269_722),  # ResNet-20 of He et al., 0.27 million
         ("unet", {}, (3, 32, 32), 1, 71_401),  # the position paper's, with three channels
+        ("unet", {"begin": "torch"}, (4, 32, 32), 1, 71_545),  # with its four: normals and depth
         ("unet-encoder", {}, (3, 32, 32), 10, 73_386),
+        ("lenet", {"activation": "relu", "spread": 0}, (3, 32, 32), 10, 15_826),  # that paper's for classification
     ],
 )
 def test_networks_have_as_many_parameters_as_their_originals(
     name: str, options: dict[str, object], shape: tuple[int, int, int], classes: int, parameters: int
 ) -> None:
     assert len(initial_vector(name, options, shape, classes, 0)) == parameters
+
+
+@pytest.mark.parametrize("name", ["unet", "unet-encoder"])
+def test_a_network_for_segmentation_can_begin_as_small_as_torchs(name: str) -> None:
+    he, small = (build_model(name, {"begin": begin}, SHAPE, 2, 0) for begin in ("he", "torch"))
+    for (_, wide), (where, narrow) in zip(he.named_parameters(), small.named_parameters(), strict=True):
+        fan = wide[0].numel()
+        if wide.ndim == 4:
+            assert float(wide.detach().abs().max()) <= (6 / fan) ** 0.5 + 1e-6, where
+            assert float(narrow.detach().abs().max()) <= fan**-0.5 + 1e-6, where
 
 
 @pytest.mark.parametrize(("pool", "same"), [("average", True), ("none", False)])

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from veilmesh.core import BadInput, generator
 from veilmesh.tasks import PARTITIONS
 
+LEAVES_OUT = ("label-skew", "dominant")
 LABELS = st.lists(st.integers(0, 9), min_size=1, max_size=120).map(lambda labels: np.array(labels, dtype=np.int64))
 
 
@@ -19,14 +20,14 @@ def test_disjoint_sorted_nobody_empty_and_repeatable(name: str, labels: np.ndarr
     try:
         parts = partition.split(labels, peers, generator(seed, "partition"))
     except BadInput:
-        assert name == "label-skew" or len(labels) < peers
+        assert name in LEAVES_OUT or len(labels) < peers
         return
     assert len(parts) == peers
     assert all(len(part) and part.dtype == np.int64 and (np.diff(part) > 0).all() for part in parts)
     everything = np.concatenate(parts)
     assert len(set(everything.tolist())) == len(everything)
     assert 0 <= everything.min() <= everything.max() < len(labels)
-    if name != "label-skew":
+    if name not in LEAVES_OUT:
         assert len(everything) == len(labels)
     again = partition.split(labels, peers, generator(seed, "partition"))
     assert all(np.array_equal(one, two) for one, two in zip(parts, again, strict=True))
@@ -49,6 +50,29 @@ def test_label_skew_keeps_to_its_classes(peers: int, classes: int, seed: int) ->
     assert all(len(np.unique(labels[part])) == classes for part in parts)
     held = sum(len(part) for part in parts)
     assert held == 30 * min(10, peers * classes)
+
+
+def test_dominant_classes_make_up_their_share() -> None:
+    labels = np.repeat(np.arange(10, dtype=np.int64), 300)
+    parts = PARTITIONS.build("dominant").split(labels, 10, generator(1, "p"))
+    groups = [{0, 1, 2}, {2, 3, 4}, {4, 5, 6}, {6, 7, 8}, {8, 9, 0}]
+    for peer, part in enumerate(parts):
+        counts = np.bincount(labels[part], minlength=10)
+        wanted = [0.8 / 3 + 0.02 if label in groups[peer % 5] else 0.02 for label in range(10)]
+        assert np.abs(counts / len(part) - wanted).max() < 0.01
+    assert np.ptp([len(part) for part in parts]) <= 10
+    assert sum(map(len, parts)) > 1500
+
+
+@given(share=st.floats(0, 1), width=st.integers(1, 12), peers=st.integers(1, 12))
+@settings(max_examples=60, deadline=None)
+def test_dominant_at_any_share(share: float, width: int, peers: int) -> None:
+    labels = np.repeat(np.arange(10, dtype=np.int64), 60)
+    parts = PARTITIONS.build("dominant", {"share": share, "classes_per_peer": width}).split(
+        labels, peers, generator(0, "p")
+    )
+    most = [np.sort(np.bincount(labels[part]))[::-1][:width].sum() / len(part) for part in parts]
+    assert min(most) >= share - 0.15
 
 
 def test_small_alpha_is_more_one_sided() -> None:

@@ -1,0 +1,86 @@
+"""Behind HyperFL's hypernetwork: read the extractor and its gradient out of the message, then match them.
+
+What peers share (Guo et al. 2025) is meant to have no direct link to the data, since embedding, extractor and
+classifier stay private. But the bias of a head is its layer's gradient, and everything else that matching needs is a
+quotient of parts of the message (`seen/hypernetwork.py`); classifier and label are not needed at all
+(`matching/functional.py`). What is left is gradient inversion as of a whole model, but for the classifier's own
+gradient.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from veilmesh.attacks.inversion.hypernetworks import NAME, Message, messages, searched
+from veilmesh.attacks.matching.descent import Adam
+from veilmesh.attacks.matching.distance import Cosine
+from veilmesh.attacks.matching.functional import Functional
+from veilmesh.attacks.matching.invert import invert
+from veilmesh.attacks.matching.prior import Prior, Smooth
+from veilmesh.attacks.matching.recipe import Case, Recipe
+from veilmesh.attacks.matching.space import Start
+from veilmesh.attacks.seen.hypernetwork import read
+from veilmesh.attacks.view import ATTACKS, Guess, View
+
+__all__ = ["HyperInversion"]
+
+
+@ATTACKS.register("hyperfl")
+@dataclass(frozen=True, slots=True)
+class HyperInversion:
+    """Gradient inversion of a shared hypernetwork, by what its update says of the network that it generated.
+
+    A guess's `details` have the embedding that was read, and whether the gradient was whole. Behind several pictures,
+    of a batch or of several local steps, which are taken for one, every picture's pull on the features is searched with
+    it. Labels are not guessed. Where a whole model is shared, it is plain cosine matching.
+
+    Args:
+        iterations: steps of one run.
+        tv: weight of the total variation.
+        rate: first step size, in units of the picture's range.
+        restarts: runs from other starting pictures; the one with the lowest loss of its own is kept.
+        start: "noise", "grey", or random tiles that are repeated, "pattern-4" or "pattern-16".
+        targets: at most so many rounds of each victim, the earliest exactly known ones first.
+        first: the earliest round to look at; 0: networks before any training.
+    """
+
+    reconstructs: ClassVar[str] = "pictures"
+    sharings: ClassVar[tuple[str, ...]] = (NAME,)  # what else than models it reads
+
+    iterations: Annotated[int, Field(ge=1)] = 400
+    tv: Annotated[float, Field(ge=0)] = 1e-4
+    rate: Annotated[float, Field(gt=0)] = 0.1
+    restarts: Annotated[int, Field(ge=1)] = 1
+    start: Start = "noise"
+    targets: Annotated[int, Field(ge=1)] = 1
+    first: Annotated[int, Field(ge=0)] = 0
+
+    def run(self, view: View, rng: np.random.Generator) -> Iterator[Guess]:
+        """As `Attack.run`; one number is drawn from `rng`."""
+        seed = int(rng.integers(1 << 62))
+        if view.public.sharing.get("name") != NAME:
+            recipe = Recipe.of(self, _plain, self._priors, Adam(self.iterations, self.rate))
+            yield from invert(view, recipe, np.random.default_rng(seed))
+            return
+        for message in messages(view, self, seed):
+            yield self._guess(message, view.public.shape)
+
+    def _guess(self, message: Message, shape: tuple[int, int, int]) -> Guess:
+        reading = read(message.net, message.phi, message.gradient, message.said)
+        candidates = Functional(message.net, reading, message.count, shape)
+        mask = None if bool(reading.known.all()) else reading.known
+        details = {"embedding": reading.v.tolist(), "whole": reading.whole, "pull searched": candidates.searched}
+        pull = candidates.features if candidates.searched else 0
+        distance = Cosine(torch.nan_to_num(reading.gradient), mask)
+        return searched(message, candidates, distance, self, shape, pull, details)
+
+    def _priors(self, case: Case) -> list[Prior]:
+        return [Smooth(self.tv)] if self.tv else []
+
+
+def _plain(case: Case) -> Cosine:
+    return Cosine(case.gradient, case.mask())

@@ -1,0 +1,72 @@
+"""A transport behind a slow link: any transport of multiaddrs over TCP, whose bytes all pass a shaping relay.
+
+Not registered: it is an experiment's surroundings, and no way of its own.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+from veilmesh.core import BadInput
+from veilmesh.peer.machine import PeerId
+from veilmesh.peer.shaping_relay import Relay
+from veilmesh.peer.transports.base import Arrival, Traffic, Transport
+
+__all__ = ["Shaped"]
+
+
+class Shaped:
+    """`inner`, as others see it through `relay`, and as it sees them."""
+
+    def __init__(self, inner: Transport, relay: Relay) -> None:
+        self._inner = inner
+        self._relay = relay
+        self._address = ""
+
+    @property
+    def traffic(self) -> Traffic:
+        """The counters of the transport itself, at its own sockets."""
+        return self._inner.traffic
+
+    @property
+    def address(self) -> str:
+        """The relay's, once open: where others reach this peer."""
+        return self._address or self._inner.address
+
+    @property
+    def protections(self) -> dict[str, str]:
+        """Those of the transport itself: the relay passes on what it cannot read."""
+        return self._inner.protections
+
+    def open(self) -> AbstractAsyncContextManager[AsyncIterator[Arrival]]:
+        """Listen, behind the relay."""
+        return self._open()
+
+    @asynccontextmanager
+    async def _open(self) -> AsyncIterator[AsyncIterator[Arrival]]:
+        async with self._inner.open() as inbox:
+            here, front = self._inner.address, self._relay.front(_place(self._inner.address))
+            self._address = _moved(here, front)
+            yield inbox
+
+    def introduce(self, addresses: dict[PeerId, str]) -> None:
+        """Tell the transport where the others are: at the relay, each at a port of its own. Raises BadInput."""
+        self._inner.introduce({p: _moved(at, self._relay.way(_place(at))) for p, at in addresses.items()})
+
+    async def send(self, to: PeerId, frame: bytes) -> None:
+        """As the transport itself does."""
+        await self._inner.send(to, frame)
+
+
+def _place(address: str) -> tuple[str, int]:
+    parts = address.split("/")
+    if len(parts) < 5 or parts[1] not in ("ip4", "ip6") or parts[3] != "tcp" or not parts[4].isdigit():
+        raise BadInput(
+            f"{address!r} is not reached through a slow link; one that is looks like /ip4/127.0.0.1/tcp/4001."
+        )
+    return parts[2], int(parts[4])
+
+
+def _moved(address: str, place: tuple[str, int]) -> str:
+    """`address` with another host and port."""
+    host, port = place
+    return "/".join(["", "ip6" if ":" in host else "ip4", host, "tcp", str(port), *address.split("/")[5:]])
