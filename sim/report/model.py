@@ -201,11 +201,20 @@ class Attacked:
     identified_floor: float | None = None
     gallery: int | None = None
     easier: tuple[Words, ...] = ()
-    infers: Words = ""  # "members", by kind of model, or "property"; of a reconstruction nothing
+    infers: Words = ""  # "members", by kind of model, "property" or "model"; of a reconstruction nothing
     local: Inferred | None = None
     marginalised: Inferred | None = None
     consensus: Inferred | None = None
     told: Inferred | None = None
+    accuracy_rebuilt: float | None = None  # of a model that was put together, of what it was put together from, ...
+    accuracy_proxy: float | None = None
+    accuracy_owner: float | None = None
+    accuracy_colluders: float | None = None
+    accuracy_floor: float | None = None
+    error_shown: float | None = None  # relative, where the owner showed its model
+    error_shown_floor: float | None = None
+    error_hidden: float | None = None
+    error_hidden_floor: float | None = None
     cpu_seconds: float | None = None
     guesses: tuple[Guessed, ...] = ()
 

@@ -20,6 +20,7 @@ from veilmesh.sim.report.charts import BYTES, SECONDS, Chart, line_chart
 from veilmesh.sim.report.costs import Arm, arms, by_bytes, by_time, costs
 from veilmesh.sim.report.curves import Series, accuracy, loss
 from veilmesh.sim.report.devices import devices
+from veilmesh.sim.report.extracted import extracted
 from veilmesh.sim.report.division import divisions, noticed
 from veilmesh.sim.report.gallery import galleries
 from veilmesh.sim.report.inferred import inferred
@@ -63,6 +64,7 @@ def _parts(report: Report) -> dict[str, Any]:
         "rows": list(rows([(run.label, run.summary) for run in runs])),
         "galleries": [gallery for run in runs for gallery in galleries(run)],
         "strips": _strips(report),
+        "extracted": extracted(rows([(run.label, run.summary) for run in runs])),
         "inferred": inferred(rows([(run.label, run.summary) for run in runs])),
         "curves": _curves(runs),
         "costs": _costs(runs),
