@@ -20,8 +20,8 @@ from veilmesh.sim.report.charts import BYTES, SECONDS, Chart, line_chart
 from veilmesh.sim.report.costs import Arm, arms, by_bytes, by_time, costs
 from veilmesh.sim.report.curves import Series, accuracy, loss
 from veilmesh.sim.report.devices import devices
-from veilmesh.sim.report.extracted import extracted
 from veilmesh.sim.report.division import divisions, noticed
+from veilmesh.sim.report.extracted import extracted
 from veilmesh.sim.report.gallery import galleries
 from veilmesh.sim.report.inferred import inferred
 from veilmesh.sim.report.load import read_report

@@ -2,6 +2,7 @@
 
 from veilmesh.sim.report.extracted import extracted
 from veilmesh.sim.report.model import Adversary, Attacked, Summary
+from veilmesh.sim.report.numbers import percent
 from veilmesh.sim.report.rows import rows
 
 BUILT = Attacked(
@@ -16,7 +17,7 @@ def test_a_model_that_was_put_together_stands_beside_its_owners() -> None:
     assert table is not None
     [line] = table.rows
     assert line[0] == "proxy-averaging from 2 who collude: peer:0, peer:1"
-    assert line[1:7] == ("first", "92.5 %", "81.3 %", "91.8 %", "80.0 %", "10.0 %")
+    assert line[1:7] == ("first", *(percent(share) for share in (0.925, 0.813, 0.918, 0.8, 0.1)))
     assert line[7] == "0.080 (0.620)"
     assert len(line) == len(table.head)
 
