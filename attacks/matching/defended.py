@@ -8,7 +8,7 @@ public copies, fall back to the cosine.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import hypot, sqrt
+from math import hypot, inf, sqrt
 from typing import Any, Final, Literal, TypeAlias, TypeVar
 
 import numpy as np
@@ -85,8 +85,10 @@ class Defence:
         total = _ratio(self._of_training(case) * unit * wide, heard, self._longest(unit))
         for guard in self.guards:
             match guard:
-                case Noise(ratio=ratio):
+                case Noise(ratio=ratio, std=None):
                     total = hypot(total, ratio / crowd * hypot(1.0, total))
+                case Noise(std=std) if std is not None:
+                    total = hypot(total, _ratio(std * wide, heard, inf))
                 case PrivateUpdate(clip=clip, noise=noise):
                     total = hypot(total, _ratio(clip * noise * wide, heard, clip))
                 case CorrelatedNoise(clip=clip, noise=noise, pair=pair):

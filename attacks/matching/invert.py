@@ -42,7 +42,8 @@ def invert(view: View, recipe: Recipe, rng: np.random.Generator) -> Iterator[Gue
 def _decided(case: Case, recipe: Recipe, seed: int) -> Case:
     """`case`, with the label that explains it best where none can be read off: of one picture, all are tried."""
     labels, inferred = case.labels, recipe.labels == "inferred"
-    if labels is None or not inferred or case.count > 1 or case.shows_labels or not isinstance(recipe.descent, Adam):
+    shown = case.shows_labels and recipe.predictor is None
+    if labels is None or not inferred or case.count > 1 or shown or not isinstance(recipe.descent, Adam):
         return case
     every = [replace(case, labels=torch.full_like(labels, c)) for c in range(case.network.classes)]
     steps = min(_GLANCE, recipe.descent.iterations)
@@ -61,6 +62,7 @@ def _alike(cases: list[Case]) -> Iterator[list[Case]]:
 
 def _case(view: View, network: Network, observed: Observed, recipe: Recipe) -> Case:
     public = view.public
+    observed = observed if recipe.clean is None else recipe.clean(network, observed)
     count = _behind(observed, public, recipe.epochs)
     labels = _labels(view, network, observed, recipe.labels, count)
     on = network.device

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from veilmesh.attacks.network import Network
 
-__all__ = ["Prediction", "Predictor", "SingleGradient", "Surrogate", "Unrolled"]
+__all__ = ["Prediction", "Predictor", "SingleGradient", "Surrogate", "Unrolled", "recorded"]
 
 _FEW = 4  # candidates from which on one map over them is faster than one after the other
 
@@ -56,10 +56,10 @@ class SingleGradient:
 
     def predict(self, x: Tensor, y: Tensor, alpha: Tensor | None = None) -> Prediction:
         if len(x) >= _FEW and self._can_batch(x, y):
-            return _recorded(self._mapped(x, y))
+            return recorded(self._mapped(x, y))
         # As the victim did it: no function transform stands between torch and its fastest kernels.
         ways = [self._way(one, labels) for one, labels in zip(x, y, strict=True)]
-        return _recorded([torch.stack(pieces) for pieces in zip(*ways, strict=True)])
+        return recorded([torch.stack(pieces) for pieces in zip(*ways, strict=True)])
 
     def _way(self, x: Tensor, y: Tensor) -> Sequence[Tensor]:
         loss = functional.cross_entropy(self._network.module(x), y)
@@ -94,7 +94,7 @@ class Unrolled:
 
     def predict(self, x: Tensor, y: Tensor, alpha: Tensor | None = None) -> Prediction:
         ways = [self._way(one, labels) for one, labels in zip(x, y, strict=True)]
-        return _recorded([torch.stack(pieces) for pieces in zip(*ways, strict=True)])
+        return recorded([torch.stack(pieces) for pieces in zip(*ways, strict=True)])
 
     def _way(self, x: Tensor, y: Tensor) -> list[Tensor]:
         names = [name for name, _ in self._network.module.named_parameters()]
@@ -126,7 +126,7 @@ class Surrogate:
     def predict(self, x: Tensor, y: Tensor, alpha: Tensor | None = None) -> Prediction:
         at = x.new_full((len(x),), 0.5) if alpha is None else alpha
         ways = [self._gradient(one, labels, where) for one, labels, where in zip(x, y, at, strict=True)]
-        return _recorded([torch.stack(pieces) for pieces in zip(*ways, strict=True)])
+        return recorded([torch.stack(pieces) for pieces in zip(*ways, strict=True)])
 
     def _gradient(self, x: Tensor, y: Tensor, alpha: Tensor) -> Sequence[Tensor]:
         here = [p.detach() + alpha * m for p, m in zip(self._network.parameters, self._moves, strict=True)]
@@ -137,7 +137,7 @@ class Surrogate:
         return torch.autograd.grad(loss, here, create_graph=True, materialize_grads=True)
 
 
-def _recorded(pieces: Sequence[Tensor]) -> Prediction:
+def recorded(pieces: Sequence[Tensor]) -> Prediction:
     """The way back through what torch recorded: `pieces` (P, ...) are the parameters', with history."""
     live = [number for number, piece in enumerate(pieces) if piece.requires_grad]
     sizes = [piece[0].numel() for piece in pieces]

@@ -9,6 +9,7 @@ from torch import Tensor
 from veilmesh.attacks.matching.descent import Adam, Lbfgs
 from veilmesh.attacks.matching.device import Device
 from veilmesh.attacks.matching.distance import Distance
+from veilmesh.attacks.matching.predict import Predictor
 from veilmesh.attacks.matching.prior import Prior
 from veilmesh.attacks.matching.space import Start
 from veilmesh.attacks.network import Network
@@ -60,6 +61,8 @@ def said_only(match: Match, case: Case) -> bool:
 
 DistanceFor: TypeAlias = Callable[[Case], Distance]
 PriorsFor: TypeAlias = Callable[[Case], list[Prior]]
+PredictorFor: TypeAlias = Callable[[Case], Predictor]
+Clean: TypeAlias = Callable[[Network, Observed], Observed]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +86,10 @@ class Recipe:
         half: let large networks of convolutions round their second derivatives to bfloat16, where that is faster.
         together: search the updates of all who began from the same parameters in one batch: faster where networks are
             small, but the last bits of a picture then depend on who else was seen.
+        clean: takes off an update what others than the private pictures put on it, before labels are read off; None:
+            nothing.
+        predictor: of candidates' updates, where that is no matter of `local`; the label of a single picture is then
+            tried out.
     """
 
     distance: DistanceFor
@@ -103,6 +110,8 @@ class Recipe:
     arrived: float = 0.0
     half: bool = False
     together: bool = False
+    clean: Clean | None = None
+    predictor: PredictorFor | None = None
 
     @classmethod
     def of(cls, attack: object, distance: DistanceFor, priors: PriorsFor, descent: Adam | Lbfgs) -> Self:

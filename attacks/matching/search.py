@@ -149,6 +149,8 @@ def _variables(case: Case, recipe: Recipe, seed: int, name: str, restart: int) -
 
 def _predictor(case: Case, recipe: Recipe) -> Predictor:
     public = case.public
+    if recipe.predictor is not None:
+        return recipe.predictor(case)
     match recipe.local:
         case "unroll" if public.local_steps > 1:
             return Unrolled(case.network, public.local_steps, public.batch, public.learning_rate)

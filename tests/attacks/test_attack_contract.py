@@ -161,7 +161,7 @@ KNOWN = (
     "veilmesh.swarm.messages", "veilmesh.swarm.schedule",
     "veilmesh.swarm.sealer",
     "veilmesh.swarm.secure_messages", "veilmesh.swarm.sharing.columns",
-    "veilmesh.swarm.sharing.base", "veilmesh.swarm.sharing.public_step", "veilmesh.swarm.sharing.regmean",
+    "veilmesh.swarm.sharing.base", "veilmesh.swarm.sharing.hyperfl", "veilmesh.swarm.sharing.public_step", "veilmesh.swarm.sharing.regmean",
     "veilmesh.swarm.strategies.brea", "veilmesh.swarm.strategies.brea_steps",
     "veilmesh.swarm.strategies.brea_terms", "veilmesh.swarm.strategies.butterfly",
     "veilmesh.swarm.strategies.ciphers.exact_scheme", "veilmesh.swarm.strategies.ciphers.scheme_for",
