@@ -7,7 +7,7 @@ from torch import nn
 
 from veilmesh.tasks.models.base import MODELS, Shape
 from veilmesh.tasks.models.layers import Head, Normalise, features_of
-from veilmesh.tasks.models.unet import Level, Widths
+from veilmesh.tasks.models.unet import Begin, Level, Widths, bound_of
 
 __all__ = ["UnetEncoder"]
 
@@ -17,10 +17,11 @@ __all__ = ["UnetEncoder"]
 class UnetEncoder:
     """The encoder of `unet` and one linear layer: 73 386 parameters on 3x32x32 pictures of 10 classes.
 
-    Two 3x3 convolutions at each level, `widths` channels, a max pool between levels.
+    Two 3x3 convolutions at each level, `widths` channels, a max pool between levels. `begin`: as in `unet`.
     """
 
     widths: Widths = (16, 24, 48)
+    begin: Begin = "he"
     per_pixel: ClassVar[bool] = False
 
     def build(self, shape: Shape, classes: int) -> nn.Module:
@@ -32,5 +33,5 @@ class UnetEncoder:
         return nn.Sequential(*body, Head(features_of(body, shape), classes))
 
     def bound(self, fan_in: int) -> float:
-        """sqrt(6 / fan_in), He's, as in `unet`."""
-        return float((6 / fan_in) ** 0.5)
+        """As in `unet`."""
+        return bound_of(self.begin, fan_in)

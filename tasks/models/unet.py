@@ -1,7 +1,7 @@
 """The U-Net of the position paper's reconstruction experiment: can a segmentation network be inverted?"""
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal, TypeAlias
 
 import torch
 from pydantic import Field
@@ -11,9 +11,11 @@ from torch.nn import functional
 from veilmesh.tasks.models.base import MODELS, Shape
 from veilmesh.tasks.models.layers import Normalise
 
-__all__ = ["Level", "Unet", "Widths"]
+__all__ = ["Begin", "Level", "Unet", "Widths", "bound_of"]
 
 Widths = Annotated[tuple[Annotated[int, Field(ge=1, le=512)], ...], Field(min_length=1, max_length=6)]
+Begin: TypeAlias = Literal["he", "torch"]
+"""How parameters begin, uniformly: within sqrt(6 / fan_in), He's, or within 1 / sqrt(fan_in), as torch does."""
 
 
 @MODELS.register("unet")
@@ -23,10 +25,12 @@ class Unet:
 
     `widths`: channels at each level; max pooling halves on the way down, 2x2 transposed convolutions double on the way
     up. The shape of Ronneberger et al., arXiv 1505.04597; with these widths, 3 channels and 1 output it has 71 401
-    parameters. Pictures may have any size.
+    parameters, with the paper's 4 channels its 71 545. Pictures may have any size. `begin`: how far parameters begin
+    apart, "he" or "torch"; with He's the whole trains better, and is harder to invert.
     """
 
     widths: Widths = (16, 24, 48)
+    begin: Begin = "he"
     per_pixel: ClassVar[bool] = True
 
     def build(self, shape: Shape, classes: int) -> nn.Module:
@@ -34,8 +38,13 @@ class Unet:
         return _Unet(shape[0], self.widths, classes)
 
     def bound(self, fan_in: int) -> float:
-        """sqrt(6 / fan_in), He's: with the usual third of it a deep stack of ReLUs starts too flat to learn."""
-        return float((6 / fan_in) ** 0.5)
+        """sqrt(6 / fan_in), He's, unless torch's is wanted: with it a deep stack of ReLUs starts too flat to learn."""
+        return bound_of(self.begin, fan_in)
+
+
+def bound_of(begin: Begin, fan_in: int) -> float:
+    """The end of the range that a layer's parameters begin in."""
+    return float((6 / fan_in) ** 0.5) if begin == "he" else float(fan_in**-0.5)
 
 
 class Level(nn.Sequential):
