@@ -86,10 +86,20 @@ class Invite:
                 f"This invite names a model by import path ({name!r}), and what a stranger names is not run here; "
                 "ask for one with a network of veilmesh's."
             )
-        return cls(packed.run, packed.secret or None, contacts, packed.scenario)
+        return cls(packed.run, packed.secret or None, contacts, _without_files(packed.scenario))
 
 
-_ONLY_HERE = ("listen", "port", "announce")  # options of a transport that are each machine's own
+# Options of a transport that are each machine's own; a stranger's invite must not have a file of ours read out either.
+_ONLY_HERE = ("listen", "port", "announce", "ca", "username", "password_file")
+
+
+def _without_files(scenario: dict[str, Any]) -> dict[str, Any]:
+    transport = scenario.get("transport")
+    if not isinstance(transport, dict):
+        return scenario
+    return scenario | {
+        "transport": {k: v for k, v in transport.items() if k not in ("ca", "username", "password_file")}
+    }
 
 
 def inviting(scenario: Scenario, run: bytes, secret: bytes | None, contacts: Mapping[PeerId, str]) -> Invite:

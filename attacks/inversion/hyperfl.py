@@ -16,12 +16,8 @@ import torch
 from pydantic import Field
 
 from veilmesh.attacks.inversion.hypernetworks import NAME, Message, messages, searched
-from veilmesh.attacks.matching.descent import Adam
 from veilmesh.attacks.matching.distance import Cosine
 from veilmesh.attacks.matching.functional import Functional
-from veilmesh.attacks.matching.invert import invert
-from veilmesh.attacks.matching.prior import Prior, Smooth
-from veilmesh.attacks.matching.recipe import Case, Recipe
 from veilmesh.attacks.matching.space import Start
 from veilmesh.attacks.seen.hypernetwork import read
 from veilmesh.attacks.view import ATTACKS, Guess, View
@@ -36,7 +32,7 @@ class HyperInversion:
 
     A guess's `details` have the embedding that was read, and whether the gradient was whole. Behind several pictures,
     of a batch or of several local steps, which are taken for one, every picture's pull on the features is searched with
-    it. Labels are not guessed. Where a whole model is shared, it is plain cosine matching.
+    it. Labels are not guessed.
 
     Args:
         iterations: steps of one run.
@@ -49,7 +45,8 @@ class HyperInversion:
     """
 
     reconstructs: ClassVar[str] = "pictures"
-    sharings: ClassVar[tuple[str, ...]] = (NAME,)  # what else than models it reads
+    sharings: ClassVar[tuple[str, ...]] = (NAME,)  # what it reads
+    reads_models: ClassVar[bool] = False
 
     iterations: Annotated[int, Field(ge=1)] = 400
     tv: Annotated[float, Field(ge=0)] = 1e-4
@@ -60,12 +57,8 @@ class HyperInversion:
     first: Annotated[int, Field(ge=0)] = 0
 
     def run(self, view: View, rng: np.random.Generator) -> Iterator[Guess]:
-        """As `Attack.run`; one number is drawn from `rng`."""
+        """As `Attack.run`; one number is drawn from `rng`. Raises BadInput where no hypernetwork is shared."""
         seed = int(rng.integers(1 << 62))
-        if view.public.sharing.get("name") != NAME:
-            recipe = Recipe.of(self, _plain, self._priors, Adam(self.iterations, self.rate))
-            yield from invert(view, recipe, np.random.default_rng(seed))
-            return
         for message in messages(view, self, seed):
             yield self._guess(message, view.public.shape)
 
@@ -73,14 +66,6 @@ class HyperInversion:
         reading = read(message.net, message.phi, message.gradient, message.said)
         candidates = Functional(message.net, reading, message.count, shape)
         mask = None if bool(reading.known.all()) else reading.known
-        details = {"embedding": reading.v.tolist(), "whole": reading.whole, "pull searched": candidates.searched}
-        pull = candidates.features if candidates.searched else 0
+        details = {"embedding": reading.v.tolist(), "whole": reading.whole, "pulls": candidates.searched}
         distance = Cosine(torch.nan_to_num(reading.gradient), mask)
-        return searched(message, candidates, distance, self, shape, pull, details)
-
-    def _priors(self, case: Case) -> list[Prior]:
-        return [Smooth(self.tv)] if self.tv else []
-
-
-def _plain(case: Case) -> Cosine:
-    return Cosine(case.gradient, case.mask())
+        return searched(message, candidates, distance, self, shape, candidates.searched, details)

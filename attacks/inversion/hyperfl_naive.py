@@ -13,12 +13,8 @@ import numpy as np
 from pydantic import Field
 
 from veilmesh.attacks.inversion.hypernetworks import NAME, Message, messages, searched
-from veilmesh.attacks.matching.descent import Adam
 from veilmesh.attacks.matching.distance import Cosine
 from veilmesh.attacks.matching.functional import Guessed
-from veilmesh.attacks.matching.invert import invert
-from veilmesh.attacks.matching.prior import Prior, Smooth
-from veilmesh.attacks.matching.recipe import Case, Recipe
 from veilmesh.attacks.matching.space import Start
 from veilmesh.attacks.view import ATTACKS, Guess, View
 from veilmesh.core import seed_number
@@ -33,7 +29,7 @@ class NaiveHyperInversion:
     """Cosine matching of a shared hypernetwork's gradient with embedding and classifier drawn at random.
 
     Of a classifier whose rows are drawn alike no label is better than another, so labels are not tried, and not
-    guessed. Where a whole model is shared, it is plain cosine matching.
+    guessed.
 
     Args:
         iterations: steps of one run.
@@ -46,7 +42,8 @@ class NaiveHyperInversion:
     """
 
     reconstructs: ClassVar[str] = "pictures"
-    sharings: ClassVar[tuple[str, ...]] = (NAME,)  # what else than models it reads
+    sharings: ClassVar[tuple[str, ...]] = (NAME,)  # what it reads
+    reads_models: ClassVar[bool] = False
 
     iterations: Annotated[int, Field(ge=1)] = 400
     tv: Annotated[float, Field(ge=0)] = 1e-4
@@ -57,12 +54,8 @@ class NaiveHyperInversion:
     first: Annotated[int, Field(ge=0)] = 0
 
     def run(self, view: View, rng: np.random.Generator) -> Iterator[Guess]:
-        """As `Attack.run`; one number is drawn from `rng`."""
+        """As `Attack.run`; one number is drawn from `rng`. Raises BadInput where no hypernetwork is shared."""
         seed = int(rng.integers(1 << 62))
-        if view.public.sharing.get("name") != NAME:
-            recipe = Recipe.of(self, _plain, self._priors, Adam(self.iterations, self.rate))
-            yield from invert(view, recipe, np.random.default_rng(seed))
-            return
         for message in messages(view, self, seed):
             yield self._guess(message, view.public.shape)
 
@@ -70,10 +63,3 @@ class NaiveHyperInversion:
         v, psi = own_parts(message.net, seed_number(message.seed, "guessed"))
         candidates = Guessed(message.net, message.phi, v, psi)
         return searched(message, candidates, Cosine(message.gradient, message.said), self, shape)
-
-    def _priors(self, case: Case) -> list[Prior]:
-        return [Smooth(self.tv)] if self.tv else []
-
-
-def _plain(case: Case) -> Cosine:
-    return Cosine(case.gradient, case.mask())

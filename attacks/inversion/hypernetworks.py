@@ -17,10 +17,10 @@ from veilmesh.attacks.matching.prior import Prior, Smooth
 from veilmesh.attacks.matching.space import Pixels, Start, starting_pictures
 from veilmesh.attacks.seen.observed import Observed, observe_updates
 from veilmesh.attacks.view import Guess, Public, View
-from veilmesh.core import seed_number
+from veilmesh.core import BadInput, seed_number
 from veilmesh.swarm.sharing.base import SHARINGS
 from veilmesh.swarm.sharing.hyperfl import HyperFL
-from veilmesh.tasks.models.hypernetwork import HyperOptions, Hypernetwork, hypernetwork
+from veilmesh.tasks.models.hypernetwork import Hypernetwork, HyperOptions, hypernetwork
 
 __all__ = ["NAME", "Message", "Options", "messages", "searched"]
 
@@ -64,8 +64,10 @@ class Message:
 
 
 def messages(view: View, options: Options, seed: int) -> Iterator[Message]:
-    """Every update to a shared hypernetwork that `view` gives away."""
+    """Every update to a shared hypernetwork that `view` gives away. Raises BadInput where none is shared."""
     public = view.public
+    if public.sharing.get("name") != NAME:
+        raise BadInput(f"A hypernetwork is what sharing {NAME!r} says; this run shared something else.")
     scheme = SHARINGS.build(NAME, {key: value for key, value in public.sharing.items() if key != "name"})
     assert isinstance(scheme, HyperFL)  # registered under that name
     form = HyperOptions(scheme.embedding, scheme.hidden, scheme.rank, scheme.chunk, scheme.head_bias)
@@ -102,7 +104,7 @@ def searched(
     pull: int = 0, details: dict[str, object] | None = None,
 ) -> Guess:  # fmt: skip
     """The pictures whose update by `predictor` is nearest in `distance`; the best of all restarts by its own loss.
-    `pull`: features whose pull is searched with every picture."""
+    `pull`: how many numbers are searched with every picture."""
     count, restarts = message.count, range(options.restarts)
     begin = [starting_pictures(options.start, (count, *shape), message.seed, restart) for restart in restarts]
     variables = {"x": Variable(torch.stack(begin), (0.0, 1.0))}

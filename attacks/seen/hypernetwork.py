@@ -10,7 +10,8 @@ g = dL/dtheta, which nobody says,
 Every part is a matrix of rank one, said as many times as it has rows or columns: what noise was added to it averages
 out, and what was pruned is in another column. Heads that are a product L R say dL/dL = g (R z)^T; R z is known with v.
 Heads without a bias leave z to v. One head for all chunks says sum_j g_j [z_j, 1]^T: all of g where there are no more
-chunks than z has numbers, and g's projection on the span of the z_j otherwise.
+chunks than z has numbers, and otherwise g's projection on the span of the z_j, and what its products with W say by
+the gradients of the chunks' embeddings.
 
 After several steps all of these are sums over the way, as an update of a whole model is.
 """
@@ -29,7 +30,9 @@ __all__ = ["Reading", "read"]
 Parts: TypeAlias = dict[str, Tensor]
 
 _TURNS = 4  # of z and g by each other: one is enough without noise
+_BLOCK = 1 << 15  # rows
 _TINY = 1e-30
+_FAINT = 1e-3  # of the largest singular value: what rounding errors would be blown up by
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,15 +70,22 @@ class _Head:
         return above, below
 
     def columns(self, g: Tensor) -> tuple[Tensor, Tensor]:
-        """The same for z (k,), and last the 1, from g (n,)."""
-        squares = g.square()
-        above, below = g @ self.weight, squares.sum().expand(self.weight.shape[1])
+        """The same for z (k,), and last the 1, from g (n,): sums over so many rows that they need float64."""
+        squares = g.double().square()
+        above, below = _sums(g, self.weight), squares.sum().expand(self.weight.shape[1])
         if self.weight_said is not None:
-            below = squares @ self.weight_said
+            below = _sums(g.square(), self.weight_said)
         if self.bias is not None:
-            last = squares.sum() if self.bias_said is None else squares @ self.bias_said
-            above, below = torch.cat([above, (g @ self.bias)[None]]), torch.cat([below, last[None]])
+            last = squares.sum() if self.bias_said is None else squares @ self.bias_said.double()
+            above = torch.cat([above, (g.double() @ self.bias.double())[None]])
+            below = torch.cat([below, last[None]])
         return above, below
+
+
+def _sums(g: Tensor, rows: Tensor) -> Tensor:
+    """g (n,) times rows (n, k), in float64."""
+    blocks = zip(torch.split(g, _BLOCK), torch.split(rows, _BLOCK), strict=True)
+    return torch.stack([some.double() @ part.double() for some, part in blocks]).sum(0)
 
 
 def read(net: Hypernetwork, phi: Tensor, gradient: Tensor, said: Tensor | None = None) -> Reading:
@@ -103,7 +113,8 @@ def _quotient(parts: Parts, masks: Parts, length: int) -> Tensor:
     weight, bias = parts["mlp.weight"][:, :length].double(), parts["mlp.bias"].double()
     squares = bias.square()
     below = squares @ masks["mlp.weight"][:, :length].double() if masks else squares.sum()
-    return (bias @ weight / below.clamp_min(_TINY)).float()
+    v: Tensor = (bias @ weight / below.clamp_min(_TINY)).float()
+    return v
 
 
 def _head(name: str, parts: Parts, masks: Parts) -> _Head:
@@ -120,16 +131,14 @@ def _refined(heads: list[_Head], z: Tensor) -> Tensor:
         above, below = (torch.stack(some).sum(0) for some in zip(*fractions, strict=True))
         found = above / below.clamp_min(_TINY)
         if len(found) > len(z):
-            found = found[:-1] / found[-1] if bool(found[-1]) else z
+            found = found[:-1] / found[-1] if bool(found[-1]) else z.double()
         elif bool(z.any()):  # no bias says how long z is: as long as v has it
-            found = found * ((found @ z) / (found @ found).clamp_min(_TINY))
-        z = found.clamp_min(0)
+            found = found * ((found @ z.double()) / (found @ found).clamp_min(_TINY))
+        z = found.clamp_min(0).float()
     return z
 
 
-def _with(
-    heads: list[_Head], rows: Iterator[tuple[Tensor, Tensor]]
-) -> Iterator[tuple[_Head, tuple[Tensor, Tensor]]]:
+def _with(heads: list[_Head], rows: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[_Head, tuple[Tensor, Tensor]]]:
     return zip(heads, rows, strict=True)
 
 
@@ -141,28 +150,41 @@ def _biases(heads: list[_Head]) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def _from_chunks(net: Hypernetwork, phi: Tensor, parts: Parts, v: Tensor, z: Tensor) -> Reading:
-    """One head for all: the sum over chunks, solved for what it determines."""
+    """One head for all: the sum over chunks, solved for what it determines. Where that is not all, what the pieces'
+    own embeddings say of each chunk is put beside it."""
     said = parts["head.weight"].T.double()  # (hidden, chunk)
     ways = z.T.double()  # (hidden, count)
     if "head.bias" in parts:
         said = torch.cat([said, parts["head.bias"][None].double()])
         ways = torch.cat([ways, ways.new_ones(1, ways.shape[1])])
     inverse = torch.linalg.pinv(ways, rtol=1e-6)
-    projection = (inverse @ ways).float()
-    whole = int(torch.linalg.matrix_rank(ways, rtol=1e-6)) == len(z)
-    factors = _factors(net, z)
-    size = net.options.chunk
+    theta, factors = net.heads(phi, z), _factors(net, z)
+    g = (inverse @ said).float()
+    if int(torch.linalg.matrix_rank(ways, rtol=1e-6)) == len(z):
+        whole = g.reshape(-1)[: net.generated] / factors
+        return Reading(v, z, theta, whole, torch.ones_like(whole), lambda x: x, True)
+    projection, size = (inverse @ ways).float(), net.options.chunk
+    bases, told = _by_embeddings(net, phi, parts, z)
 
     def sees(x: Tensor) -> Tensor:
         padded = torch.cat([x * factors, x.new_zeros(len(z) * size - len(x))]).view(len(z), size)
-        return (projection @ padded).reshape(-1)
+        return torch.cat([(projection @ padded).reshape(-1), (bases @ padded[:, :, None]).reshape(-1)])
 
-    g = (inverse @ said).float().reshape(-1)
-    theta = net.heads(phi, z)
-    if not whole:
-        return Reading(v, z, theta, g, torch.ones_like(g), sees, False)
-    g = g[: net.generated] / factors
-    return Reading(v, z, theta, g, torch.ones_like(g), lambda x: x, True)
+    seen = torch.cat([g.reshape(-1), told])
+    return Reading(v, z, theta, seen, torch.ones_like(seen), sees, False)
+
+
+def _by_embeddings(net: Hypernetwork, phi: Tensor, parts: Parts, z: Tensor) -> tuple[Tensor, Tensor]:
+    """What the gradients of the pieces' embeddings e_j say: dL/de_j = V^T diag(z_j > 0) W^T g_j, with V the columns of
+    U that e_j meets. Orthonormal rows (count, k, chunk) of what is seen of every g_j, and what was said by them."""
+    at = net.parts(phi)
+    inputs, head = at["mlp.weight"][:, net.options.embedding :], at["head.weight"]
+    ways = torch.einsum("he,jh,kh->jek", inputs, (z > 0).float(), head)
+    ways[-1, :, net.generated - (len(z) - 1) * net.options.chunk :] = 0  # the last chunk's end is of no tensor
+    left, lengths, right = torch.linalg.svd(ways, full_matrices=False)
+    kept = lengths > _FAINT * lengths.max()
+    told = torch.einsum("jer,je->jr", left, parts["chunks"]) * kept / lengths.clamp_min(_TINY)
+    return right * kept[:, :, None], told.reshape(-1)
 
 
 def _factors(net: Hypernetwork, z: Tensor) -> Tensor:

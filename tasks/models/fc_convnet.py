@@ -42,15 +42,15 @@ class FcConvnet:
         return float(fan_in**-0.5)
 
     def _pooled(self, shape: Shape) -> list[nn.Module]:
-        channels, *size = shape
+        channels, height, width = shape
         layers: list[nn.Module] = []
-        paddings = (0, 1, 1) if min(size) >= _LARGE else (2, 2, 1)
+        paddings = (0, 1, 1) if min(height, width) >= _LARGE else (2, 2, 1)
         for factor, kernel, padding in zip((1, 2, 4), (5, 5, 3), paddings, strict=True):
             layers += [nn.Conv2d(channels, factor * self.width, kernel, padding=padding), nn.LeakyReLU()]
             channels = factor * self.width
-            size = [side + 2 * padding - kernel + 1 for side in size]
-            layers.append(nn.MaxPool2d([min(2, side) for side in size]))
-            size = [max(1, side // 2) for side in size]
+            height, width = (side + 2 * padding - kernel + 1 for side in (height, width))
+            layers.append(nn.MaxPool2d((min(2, height), min(2, width))))
+            height, width = max(1, height // 2), max(1, width // 2)
         return layers
 
     def _strided(self, channels: int) -> list[nn.Module]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from veilmesh.split.guards.base import SPLIT_GUARDS
 from veilmesh.split.strategies.base import SPLITS
+from veilmesh.swarm.sharing.base import SHARINGS
 from veilmesh.swarm.strategies.base import STRATEGIES
 
 __all__: list[str] = []
@@ -47,6 +48,14 @@ def test_every_protocol_that_hides_models_has_a_line(root: Path) -> None:
 def test_every_protocol_and_guard_of_split_mode_has_a_line(root: Path) -> None:
     text = page(root, "split.md")
     assert [name for name in (*SPLITS.names(), *SPLIT_GUARDS.names()) if f"`{name}`" not in text] == []
+
+
+def test_every_sharing_scheme_has_a_row_and_its_studies_exist(root: Path) -> None:
+    text = page(root, "systems.md")
+    assert [name for name in SHARINGS.names() if name != "model" and f"`{name}`" not in text.replace('"', "`")] == []
+    studies = set(re.findall(r"`([\w-]+\.toml)`", text))
+    assert len(studies) > 8
+    assert [study for study in sorted(studies) if not (root / "studies" / "seeds" / study).is_file()] == []
 
 
 def test_what_the_page_on_split_mode_names_exists(root: Path) -> None:

@@ -204,4 +204,4 @@ def test_one_that_runs_out_of_memory_ends_and_the_others_go_on(tmp_path: Path) -
 
 def test_only_transports_of_addresses_are_slowed_down() -> None:
     """The refusal above knows libp2p by name: whoever adds another transport decides anew."""
-    assert set(TRANSPORTS.names()) == {"libp2p", "memory"}
+    assert set(TRANSPORTS.names()) == {"libp2p", "memory", "mqtt"}
