@@ -1,5 +1,7 @@
 """`veilmesh join`: take part in a mesh that runs elsewhere."""
 
+from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,13 +42,23 @@ def join(
     from veilmesh.sim.scenario import Scenario, override
 
     told = Invite.parse(sys.stdin.read() if invite == "-" else invite)
-    own = _own_transport(changes) | {"transport.listen": listen, "transport.port": port}
+    own = _own_transport(changes) | _listening(told.scenario, listen, port)
     own |= {"task.path": str(data)} if data is not None else {}
     scenario = Scenario.parse(override(told.scenario, own), "invite")
     identity = identity_in(keys) if keys else None
     folder = renewed(out or fresh_folder(f"{scenario.task.name}-joined"))
     summary, measured = _run(scenario, folder, shard, told, identity)
     say(summary, measured, folder)
+
+
+def _listening(scenario: Mapping[str, Any], listen: str, port: int) -> dict[str, Any]:
+    """Where to listen, as far as the mesh's transport listens anywhere: through a broker nobody does."""
+    from veilmesh.peer.transports.base import TRANSPORTS
+
+    transport = scenario.get("transport", "libp2p")
+    name = transport if isinstance(transport, str) else transport.get("name", "libp2p")
+    has = {field.name for field in fields(TRANSPORTS.get(name))}  # type: ignore[arg-type]  # a registry holds dataclasses
+    return {f"transport.{key}": value for key, value in (("listen", listen), ("port", port)) if key in has}
 
 
 def _own_transport(changes: list[str] | None) -> dict[str, Any]:

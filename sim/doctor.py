@@ -36,11 +36,11 @@ EXTRAS = {
     "opacus": ("the epsilon of private training", "pip install 'veilmesh[privacy]'"),
     "transformers": ("labels of public pictures by CLIP, its weights on disk", "pip install transformers"),
     "ray": (f"studies spread over a cluster; {UNUSED}", LATER),
-    "aiomqtt": (f"the MQTT transport; {UNUSED}", LATER),
+    "aiomqtt": ("peers that meet through an MQTT broker", "pip install 'veilmesh[mqtt]'"),
 }
 PROGRAMS = {
     "chromium": (("chromium", "chromium-browser", "google-chrome"), "the test that opens a report in a real browser"),
-    "mosquitto": (("mosquitto",), f"the broker for the MQTT transport; {UNUSED}"),
+    "mosquitto": (("mosquitto",), "a broker for the MQTT transport, and its tests"),
     "iproute2": (("ip",), f"slow and lossy links between real peers; {UNUSED}"),
 }
 NEEDED = ("python", "torch", "libp2p", "loopback ports")

@@ -1,10 +1,12 @@
 """What every registered transport promises (peer/transports/base.py), run over all of them."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import anyio
 import pytest
+from brokers import broker, needs_embedded, needs_mosquitto
 
 from veilmesh.core import LocalError
 from veilmesh.crypto.identity import Identity
@@ -24,9 +26,23 @@ Peer = tuple[PeerId, Transport, AsyncIterator[Arrival]]
 PATIENCE = 30.0
 
 
-@pytest.fixture(params=TRANSPORTS.names())
-def kind(request: pytest.FixtureRequest) -> TransportKind:
-    return TRANSPORTS.build(request.param)
+KINDS = [
+    *(name for name in TRANSPORTS.names() if name != "mqtt"),
+    pytest.param("mqtt 5, mosquitto", marks=needs_mosquitto),
+    pytest.param("mqtt 3.1.1, mosquitto", marks=needs_mosquitto),
+    pytest.param("mqtt 3.1.1, amqtt", marks=needs_embedded),
+]
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[TransportKind]:
+    name, _, rest = request.param.partition(" ")
+    if name != "mqtt":
+        yield TRANSPORTS.build(name)
+        return
+    protocol, _, whose = rest.partition(", ")
+    with broker(tmp_path, embedded=whose == "amqtt") as relay:
+        yield TRANSPORTS.build(name, {"broker": relay.place, "protocol": protocol})
 
 
 def run(kind: TransportKind, scene: Callable[[TransportKind], Awaitable[None]]) -> None:
