@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from veilmesh.attacks.network import Network
 from veilmesh.attacks.seen.heard import Heard
 from veilmesh.attacks.seen.proxies import Proxy, proxies_seen
 from veilmesh.attacks.seen.update import Observed
@@ -22,7 +21,6 @@ from veilmesh.attacks.view import Public, View
 from veilmesh.crypto.codecs.base import Vector
 from veilmesh.peer.machine import PeerId
 from veilmesh.swarm.sharing.columns import Columns
-from veilmesh.tasks.models.build import layout
 
 __all__ = ["between_proxies"]
 
@@ -31,6 +29,9 @@ _FULL = 1.0 - 1e-6  # of a row of W: rows sum to one up to rounding
 
 def between_proxies(view: View) -> Iterator[Observed]:
     """Of a gossip: for each victim and round its update in the columns that it showed before and after."""
+    from veilmesh.attacks.network import Network  # torch: whoever only looks at a view need not wait for it
+    from veilmesh.tasks.models.build import layout
+
     columns = Columns.in_layout(tuple(layout(Network(view.public, per_pixel=True).module)))
     begun = view.public.initial[: columns.of.size]
     known: dict[PeerId, Vector] = {}  # the best that is known of each model, masked columns included

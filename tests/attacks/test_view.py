@@ -33,7 +33,11 @@ def _reads_cuts(name):
     return ATTACKS.get(name).__module__.startswith("veilmesh.attacks.smashed.")
 
 
-@pytest.mark.parametrize("name", [name for name in ATTACKS.names() if not _reads_cuts(name)])
+def _reads_models(name):
+    return not _reads_cuts(name) and getattr(ATTACKS.get(name), "reads_models", True)
+
+
+@pytest.mark.parametrize("name", [name for name in ATTACKS.names() if _reads_models(name)])
 def test_without_bodies_no_attack_guesses_anything(make_mesh, name):
     view = _talk(make_mesh).view(taps_wire=True)
     assert list(ATTACKS.build(name).run(view, np.random.default_rng(0))) == []

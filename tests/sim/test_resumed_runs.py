@@ -86,6 +86,7 @@ def figures(folder: Path) -> list[dict[str, Any]]:
 
 def outcome(summary: dict[str, Any]) -> dict[str, Any]:
     timed = ("seconds", "seconds_per_round", "cpu_seconds", "resumed_from", "peers")
+    timed += ("bytes_received_per_peer_round",)  # what was on its way at the cut is said, and received, once more
     return {k: v for k, v in summary.items() if k not in timed and not k.startswith(("seconds_to", "bytes_to"))}
 
 
