@@ -30,7 +30,8 @@ test: check system ## lint, types, layers and every test but the slow ones
 	$(BIN)/pytest -n auto --maxprocesses 4 -m "not slow"
 
 # The slow ones are timed meshes and long fuzzing: they have the machine to themselves.
-test-all: test ## the same, and then every slow test
+test-all: export EXAMPLES = 150
+test-all: test ## the same with more examples of each property, and then every slow test
 	$(BIN)/pytest -m slow
 
 check: lint types layers

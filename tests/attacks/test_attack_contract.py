@@ -49,7 +49,7 @@ SPLIT = [name for name in ATTACKS.names() if _is_of_split_mode(name)]
 def _build(name):
     """Quick, where an attack can be."""
     fields = {f.name for f in dataclasses.fields(ATTACKS.get(name))}
-    return ATTACKS.build(name, {n: k for n, k in (("iterations", 3), ("newton", 1)) if n in fields})
+    return ATTACKS.build(name, {n: k for n, k in (("iterations", 3), ("newton", 1), ("restarts", 1)) if n in fields})
 
 
 @pytest.mark.parametrize("name", SWARM)

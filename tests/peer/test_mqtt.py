@@ -258,6 +258,7 @@ def test_a_peer_whose_session_is_not_known_is_met_by_its_presence(relay: TestBro
     run(scene)
 
 
+@pytest.mark.slow
 @needs_mosquitto
 def test_over_tls_with_passwords_and_access_lists(tmp_path: Path) -> None:
     """A broker that holds everybody to its own name: nobody else can speak as A."""

@@ -159,7 +159,7 @@ def test_the_sdist_builds_the_same_wheel(wheel: Path, from_sdist: Path) -> None:
     assert contents(from_sdist) == contents(wheel)
 
 
-@pytest.mark.parametrize("kind", ["wheel", "editable"])
+@pytest.mark.parametrize("kind", ["wheel", pytest.param("editable", marks=pytest.mark.slow)])
 def test_a_fresh_environment_runs_it(
     kind: str, request: pytest.FixtureRequest, tmp_path: Path, source: Path, packages: list[str]
 ) -> None:

@@ -314,6 +314,7 @@ def test_a_study_judges_its_claims_and_is_not_run_twice(tmp_path: Path) -> None:
     assert stamps == {p: p.stat().st_mtime_ns for p in (tmp_path / "out" / "cells").rglob("run.json")}
 
 
+@pytest.mark.slow
 def test_a_study_can_be_run_with_other_fields_and_says_so(tmp_path: Path) -> None:
     (tmp_path / "small.toml").write_text(STUDY)
     result = veilmesh("study", "run", "small.toml", "--set", "task.name=faces", "--set", "rounds=1", cwd=tmp_path)

@@ -205,6 +205,7 @@ def test_faults_survive_their_own_record() -> None:
 # --- real processes ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_real_processes_are_killed_paused_and_slow(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     data = {

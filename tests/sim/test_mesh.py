@@ -34,9 +34,9 @@ from veilmesh.swarm import messages
     [
         ("gossip", "dense", 0.0),
         ({"name": "gossip", "step": 0.2}, "top-k", 1.0),
-        ("fedavg", "8-bit", 0.0),
+        pytest.param("fedavg", "8-bit", 0.0, marks=pytest.mark.slow),
         ("secure-groups", "dense", 0.0),  # whatever the masks are, and they are drawn from the system over libp2p
-        ("blind-proxy", "dense", 0.0),
+        pytest.param("blind-proxy", "dense", 0.0, marks=pytest.mark.slow),
         ({"name": "ring-all-reduce", "order": "drawn"}, "dense", 1.0),
     ],
 )

@@ -64,6 +64,7 @@ def test_a_mesh_through_a_broker_comes_to_the_same_bits(tmp_path: Path, embedded
     assert_same_models(tmp_path, data)
 
 
+@pytest.mark.slow
 @needs_mosquitto
 def test_a_broker_killed_again_and_again_costs_no_round(tmp_path: Path) -> None:
     with broker(tmp_path, keeps=False) as relay:

@@ -60,6 +60,7 @@ def test_one_string_is_all_a_newcomer_needs(tmp_path: Path) -> None:
         assert not events(mesh, "late")  # it said goodbye: nobody waited for it
 
 
+@pytest.mark.slow
 def test_without_the_secret_nobody_comes_in(tmp_path: Path) -> None:
     mesh = tmp_path / "mesh"
     with up(mesh, "--open", *LONG):

@@ -28,6 +28,7 @@ def _read(run, vantage="tail"):
     return audit(run.folder, run.cast, [PeerId(name) for name in run.cast.names], READING, vantage)
 
 
+@pytest.mark.slow
 def test_a_hijacked_head_speaks_the_hijacker_s_language(tmp_path):
     honest, hijacked = played(tmp_path / "a", **SMALL), played(tmp_path / "b", **SMALL | {"adversary": FSHA})
     usual, read = _read(honest), _read(hijacked)
@@ -37,6 +38,7 @@ def test_a_hijacked_head_speaks_the_hijacker_s_language(tmp_path):
     assert hijacked.summary["alarms"] == 0
 
 
+@pytest.mark.slow
 def test_a_u_shaped_body_hijacks_too(tmp_path):
     run = played(
         tmp_path, **SMALL | {"strategy": "u-shaped", "split__cuts": [3, 6], "adversary": FSHA | {"vantage": "body"}}

@@ -3,6 +3,7 @@
 Training is a quadratic bowl per peer, in numpy: what it comes to can be written down beside the test.
 """
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
@@ -42,7 +43,7 @@ from veilmesh.swarm.sealer import Sealer
 from veilmesh.swarm.strategies.base import STRATEGIES, Kit, Outcome
 from veilmesh.swarm.topology import TOPOLOGIES
 
-settings.register_profile("untimed", deadline=None)
+settings.register_profile("untimed", deadline=None, max_examples=int(os.environ.get("EXAMPLES", "50")))
 settings.load_profile("untimed")
 
 D = 12
