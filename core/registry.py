@@ -17,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from veilmesh.core.errors import BadInput, LocalError
 
-__all__ = ["Registry", "first_complaint", "unknown"]
+__all__ = ["Registry", "first_complaint", "name_and_options", "unknown"]
 
 T = TypeVar("T")
 C = TypeVar("C", bound=type)
@@ -77,6 +77,10 @@ class Registry(Generic[T]):
         except ValidationError as error:
             raise BadInput(f"{self.kind} {name!r}: {first_complaint(error)}.") from None
 
+    def build_from(self, named: Mapping[str, Any]) -> T:
+        """As `build`, of a table that holds the name and the options. Raises BadInput."""
+        return self.build(*name_and_options(named))
+
     def describe(self, name: str) -> tuple[str, dict[str, object]]:
         """What it is, by its docstring's first lines, and the options with their defaults (`...`: one is required)."""
         cls = self.get(name)
@@ -92,6 +96,11 @@ class Registry(Generic[T]):
         for point in entry_points(group=self.package):
             point.load()
         self._scanned = True
+
+
+def name_and_options(named: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The name and the options of a thing that one table describes."""
+    return str(named["name"]), {key: value for key, value in named.items() if key != "name"}
 
 
 def unknown(what: str, name: str, known: Mapping[str, object] | list[str]) -> str:

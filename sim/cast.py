@@ -245,7 +245,7 @@ class Cast:
             secrets.randbits(63) if is_open else scenario.seed,
             index,
             self._pairs(index),
-            self.layout if scenario.guards and scenario.sharing.build(SHARINGS).like_model else (),
+            self.layout if scenario.guards and self._sharing.like_model else (),
             self.initial,
         )
         served = self._served
@@ -285,12 +285,17 @@ class Cast:
         return self._served.hidden if self._served else None
 
     @cached_property
+    def _sharing(self) -> Sharing:
+        """What makes the vectors that members exchange."""
+        sharing: Sharing = self.scenario.sharing.build(SHARINGS)
+        return sharing
+
+    @cached_property
     def _served(self) -> Serving | None:
         """The server's side of what is shared, where it says something else than its model."""
-        sharing: Sharing = self.scenario.sharing.build(SHARINGS)
-        if not isinstance(sharing, Serves):
+        if not isinstance(self._sharing, Serves):
             return None
-        return sharing.served(_setting(self.scenario, self.dataset), self._private(self.scenario.peers))
+        return self._sharing.served(_setting(self.scenario, self.dataset), self._private(self.scenario.peers))
 
     def _inside(self, index: int, ids: Sequence[PeerId], kit: Kit) -> tuple[Insider, np.random.Generator]:
         malicious = frozenset(ids[i] for i in self.tampering)
@@ -317,8 +322,7 @@ class Cast:
             secret=secrets.randbits(63) if scenario.door.open else None,  # who joins is told the scenario's seed
             pairs=self._pairs(index),
         )
-        sharing: Sharing = scenario.sharing.build(SHARINGS)
-        return sharing.learner(_setting(scenario, data), own)
+        return self._sharing.learner(_setting(scenario, data), own)
 
     def _private(self, index: int) -> int:
         """What member `index` draws secrets from; in the laboratory it follows from the scenario's seed."""
@@ -367,8 +371,7 @@ class Cast:
     def chosen(self, index: int, round_: int) -> np.ndarray:
         """The truth: places of the public pictures that peer `index` chose in `round_`, step by step. Raises BadInput
         where nobody chose any, or from secrets that are gone."""
-        scenario = self.scenario
-        sharing: Sharing = scenario.sharing.build(SHARINGS)
+        scenario, sharing = self.scenario, self._sharing
         if not isinstance(sharing, PublicStep) or scenario.door.open:
             raise BadInput("Which public pictures were chosen is known of sharing 'public-step' in a closed mesh only.")
         return sharing.drawn(_setting(scenario, self.dataset), self._private(index), index, round_)

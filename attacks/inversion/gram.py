@@ -19,6 +19,7 @@ from pydantic import Field
 from veilmesh.attacks.seen.observed import Observed, observe_updates
 from veilmesh.attacks.view import ATTACKS, Guess, Public, View
 from veilmesh.core import BadInput
+from veilmesh.core.registry import name_and_options
 from veilmesh.swarm.sharing.base import SHARINGS
 from veilmesh.swarm.sharing.regmean import Pairs, RegMean, pairs_of
 from veilmesh.tasks.models.build import build_model
@@ -68,12 +69,10 @@ class Gram:
 
 def _known(public: Public) -> tuple[RegMean, Pairs]:
     """The scheme and its layout, as everybody is told. Raises BadInput."""
-    options = {key: value for key, value in public.sharing.items() if key != "name"}
-    scheme = SHARINGS.build(str(public.sharing["name"]), options)
+    scheme = SHARINGS.build_from(public.sharing)
     if not isinstance(scheme, RegMean):
         raise BadInput("Gram matrices are what sharing 'regmean' says; this run shared something else.")
-    model = {key: value for key, value in public.model.items() if key != "name"}
-    network = build_model(str(public.model["name"]), model, public.shape, public.classes, 0)
+    network = build_model(*name_and_options(public.model), public.shape, public.classes, 0)
     pairs = pairs_of(scheme, network)
     if not pairs.layers or pairs.layers[0].start or pairs.layers[0].inputs != int(np.prod(public.shape)):
         raise BadInput("The first layer of this network sees patches of pictures; take one that sees them whole (mlp).")

@@ -7,27 +7,22 @@ quotient of parts of the message (`seen/hypernetwork.py`); classifier and label 
 gradient.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
 
-import numpy as np
 import torch
-from pydantic import Field
 
-from veilmesh.attacks.inversion.hypernetworks import NAME, Message, messages, searched
+from veilmesh.attacks.inversion.hypernetworks import HyperSearch, Message, searched
 from veilmesh.attacks.matching.distance import Cosine
 from veilmesh.attacks.matching.functional import Functional
-from veilmesh.attacks.matching.space import Start
 from veilmesh.attacks.seen.hypernetwork import read
-from veilmesh.attacks.view import ATTACKS, Guess, View
+from veilmesh.attacks.view import ATTACKS, Guess
 
 __all__ = ["HyperInversion"]
 
 
 @ATTACKS.register("hyperfl")
 @dataclass(frozen=True, slots=True)
-class HyperInversion:
+class HyperInversion(HyperSearch):
     """Gradient inversion of a shared hypernetwork, by what its update says of the network that it generated.
 
     A guess's `details` have the embedding that was read, and whether the gradient was whole. Behind several pictures,
@@ -44,25 +39,7 @@ class HyperInversion:
         first: the earliest round to look at; 0: networks before any training.
     """
 
-    reconstructs: ClassVar[str] = "pictures"
-    sharings: ClassVar[tuple[str, ...]] = (NAME,)  # what it reads
-    reads_models: ClassVar[bool] = False
-
-    iterations: Annotated[int, Field(ge=1)] = 400
-    tv: Annotated[float, Field(ge=0)] = 1e-4
-    rate: Annotated[float, Field(gt=0)] = 0.1
-    restarts: Annotated[int, Field(ge=1)] = 1
-    start: Start = "noise"
-    targets: Annotated[int, Field(ge=1)] = 1
-    first: Annotated[int, Field(ge=0)] = 0
-
-    def run(self, view: View, rng: np.random.Generator) -> Iterator[Guess]:
-        """As `Attack.run`; one number is drawn from `rng`. Raises BadInput where no hypernetwork is shared."""
-        seed = int(rng.integers(1 << 62))
-        for message in messages(view, self, seed):
-            yield self._guess(message, view.public.shape)
-
-    def _guess(self, message: Message, shape: tuple[int, int, int]) -> Guess:
+    def guess(self, message: Message, shape: tuple[int, int, int]) -> Guess:
         reading = read(message.net, message.phi, message.gradient, message.said)
         candidates = Functional(message.net, reading, message.count, shape)
         mask = None if bool(reading.known.all()) else reading.known

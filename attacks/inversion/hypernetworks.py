@@ -1,12 +1,14 @@
 """What both attacks on shared hypernetworks do alike: the message as a gradient, and the search for the pictures."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 from torch import Tensor
 
 from veilmesh.attacks.matching.descent import Adam, Variable
@@ -22,28 +24,9 @@ from veilmesh.swarm.sharing.base import SHARINGS
 from veilmesh.swarm.sharing.hyperfl import HyperFL
 from veilmesh.tasks.models.hypernetwork import Hypernetwork, HyperOptions, hypernetwork
 
-__all__ = ["NAME", "Message", "Options", "messages", "searched"]
+__all__ = ["HyperSearch", "Message", "messages", "searched"]
 
 NAME = "hyperfl"
-
-
-class Options(Protocol):
-    """What both have for options."""
-
-    @property
-    def iterations(self) -> int: ...
-    @property
-    def tv(self) -> float: ...
-    @property
-    def rate(self) -> float: ...
-    @property
-    def restarts(self) -> int: ...
-    @property
-    def start(self) -> Start: ...
-    @property
-    def targets(self) -> int: ...
-    @property
-    def first(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,12 +46,39 @@ class Message:
     seed: int  # names the streams of chance, by the update itself
 
 
-def messages(view: View, options: Options, seed: int) -> Iterator[Message]:
+@dataclass(frozen=True, slots=True)
+class HyperSearch(ABC):
+    """A search for the pictures behind updates to a shared hypernetwork; an attack says what is compared with what."""
+
+    reconstructs: ClassVar[str] = "pictures"
+    sharings: ClassVar[tuple[str, ...]] = (NAME,)  # what it reads
+    reads_models: ClassVar[bool] = False
+
+    iterations: Annotated[int, Field(ge=1)] = 400
+    tv: Annotated[float, Field(ge=0)] = 1e-4
+    rate: Annotated[float, Field(gt=0)] = 0.1
+    restarts: Annotated[int, Field(ge=1)] = 1
+    start: Start = "noise"
+    targets: Annotated[int, Field(ge=1)] = 1
+    first: Annotated[int, Field(ge=0)] = 0
+
+    def run(self, view: View, rng: np.random.Generator) -> Iterator[Guess]:
+        """As `Attack.run`; one number is drawn from `rng`. Raises BadInput where no hypernetwork is shared."""
+        seed = int(rng.integers(1 << 62))
+        for message in messages(view, self, seed):
+            yield self.guess(message, view.public.shape)
+
+    @abstractmethod
+    def guess(self, message: Message, shape: tuple[int, int, int]) -> Guess:
+        """What one message gives away, as pictures of `shape` (C, H, W)."""
+
+
+def messages(view: View, options: HyperSearch, seed: int) -> Iterator[Message]:
     """Every update to a shared hypernetwork that `view` gives away. Raises BadInput where none is shared."""
     public = view.public
     if public.sharing.get("name") != NAME:
         raise BadInput(f"A hypernetwork is what sharing {NAME!r} says; this run shared something else.")
-    scheme = SHARINGS.build(NAME, {key: value for key, value in public.sharing.items() if key != "name"})
+    scheme = SHARINGS.build_from(public.sharing)
     assert isinstance(scheme, HyperFL)  # registered under that name
     form = HyperOptions(scheme.embedding, scheme.hidden, scheme.rank, scheme.chunk, scheme.head_bias)
     net = hypernetwork(form, public.model, public.shape, public.classes)
@@ -100,7 +110,7 @@ def _said(observed: Observed, public: Public) -> Tensor | None:
 
 
 def searched(
-    message: Message, predictor: Predictor, distance: Cosine, options: Options, shape: tuple[int, int, int],
+    message: Message, predictor: Predictor, distance: Cosine, options: HyperSearch, shape: tuple[int, int, int],
     pull: int = 0, details: dict[str, object] | None = None,
 ) -> Guess:  # fmt: skip
     """The pictures whose update by `predictor` is nearest in `distance`; the best of all restarts by its own loss.

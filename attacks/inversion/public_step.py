@@ -114,7 +114,7 @@ def _plain(case: Case) -> Distance:
 
 
 def _scheme(view: View) -> PublicStep:
-    scheme = SHARINGS.build("public-step", {k: v for k, v in view.public.sharing.items() if k != "name"})
+    scheme = SHARINGS.build_from({**view.public.sharing, "name": "public-step"})
     assert isinstance(scheme, PublicStep)  # registered under that name
     if view.public.pictures is None or view.public.picture_labels is None:
         raise BadInput("This view has no public pictures, and the public step was on some; observe the run anew.")

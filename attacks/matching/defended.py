@@ -6,10 +6,9 @@ message as well as the truth would. Messages that are not what the codec wrote, 
 public copies, fall back to the cosine.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from math import hypot, inf, sqrt
-from typing import Any, Final, Literal, TypeAlias, TypeVar
+from typing import Final, Literal, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -29,7 +28,7 @@ from veilmesh.attacks.matching.likelihood import (
 )
 from veilmesh.attacks.matching.recipe import Case
 from veilmesh.attacks.view import Public
-from veilmesh.core import Registry, generator
+from veilmesh.core import generator
 from veilmesh.crypto.codecs import CODECS, Codec, Vector, decode, encode
 from veilmesh.crypto.codecs.chunks import CHUNK
 from veilmesh.crypto.codecs.fewbits import EightBitZstd, FourBit, TwoBit
@@ -73,7 +72,7 @@ class Defence:
     @classmethod
     def of(cls, public: Public) -> "Defence":
         """What `public` says, with everybody's defaults. Raises BadInput where a name is not known here."""
-        return cls(public, tuple(_built(GUARDS, named) for named in public.guards), _built(CODECS, public.codec))
+        return cls(public, tuple(GUARDS.build_from(named) for named in public.guards), CODECS.build_from(public.codec))
 
     def noise(self, case: Case) -> float:
         """The length of all noise in an update, over that of what it was added to. Where noise does not depend on the
@@ -169,10 +168,6 @@ class Defence:
     def _neighbours(self, case: Case) -> int:
         """How many peers share noise with the victim."""
         return len([peer for peer in self.public.weights.get(case.observed.victim, {}) if peer != case.observed.victim])
-
-
-def _built(registry: Registry[C], named: Mapping[str, Any]) -> C:
-    return registry.build(str(named["name"]), {key: value for key, value in named.items() if key != "name"})
 
 
 def _ratio(noise: float, heard: float, longest: float) -> float:

@@ -39,7 +39,7 @@ class Noise:
 
 def label_guards(guards: Sequence[Mapping[str, Any]]) -> list[SplitGuard]:
     """The public guards that change gradients at the label owner. Raises BadInput for one that is unknown."""
-    built = [SPLIT_GUARDS.build(str(g["name"]), {k: v for k, v in g.items() if k != "name"}) for g in guards]
+    built = [SPLIT_GUARDS.build_from(guard) for guard in guards]
     found = [guard for guard in built if guard.at == "labels"]
     for guard in found:
         if not isinstance(guard, GradientNoise | Marvell):

@@ -8,6 +8,7 @@ from veilmesh.attacks.seen.observed import observe_updates
 from veilmesh.attacks.seen.smashed import StageMap
 from veilmesh.attacks.view import View
 from veilmesh.core import BadInput, RemoteError
+from veilmesh.core.registry import name_and_options
 from veilmesh.crypto.codecs import table
 from veilmesh.crypto.codecs.base import Vector
 from veilmesh.peer.machine import PeerId
@@ -46,8 +47,7 @@ class HeadsSeen:
 
     def _average(self, view: View) -> None:
         strategy = view.public.options.get("heads", "gossip")
-        name = strategy if isinstance(strategy, str) else strategy["name"]
-        options = {} if isinstance(strategy, str) else {k: v for k, v in strategy.items() if k != "name"}
+        name, options = (strategy, {}) if isinstance(strategy, str) else name_and_options(strategy)
         swarm = replace(view.public, strategy=name, options=options, initial=self._initial, split={}, server=None)
         try:
             found = observe_updates(replace(view, public=swarm))

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
+from veilmesh.core.registry import name_and_options
 from veilmesh.crypto.codecs.base import Vector
 from veilmesh.swarm.sharing.base import SHARINGS, Learner, Own, Setting
 from veilmesh.tasks.models.base import Shape
@@ -45,5 +46,4 @@ class WholeModel:
 
 def network(setting: Setting) -> tuple[str, dict[str, Any], Shape, int, int]:
     """The arguments of `build_model` for the network that the scenario names."""
-    options = {key: value for key, value in setting.model.items() if key != "name"}
-    return str(setting.model["name"]), options, setting.shape, setting.classes, setting.seed
+    return *name_and_options(setting.model), setting.shape, setting.classes, setting.seed

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from veilmesh.core import BadInput, generator
+from veilmesh.core.registry import name_and_options
 from veilmesh.tasks.models.base import Shape
 from veilmesh.tasks.models.build import build_model, vector_to_parameters
 from veilmesh.tasks.work import Vector
@@ -75,8 +76,7 @@ def adapted(
 
     Its head and its adapters begin as in any other call of the same sizes.
     """
-    given = {key: value for key, value in model.items() if key != "name"}
-    network = build_model(str(model["name"]), given, shape, classes, 0)
+    network = build_model(*name_and_options(model), shape, classes, 0)
     pieces = list(network) if isinstance(network, nn.Sequential) else []
     ends = _stages(pieces[:-1], shape)
     if not ends or not isinstance(pieces[-1], nn.Linear):

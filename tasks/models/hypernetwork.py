@@ -24,6 +24,7 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from veilmesh.core import BadInput, generator
+from veilmesh.core.registry import name_and_options
 from veilmesh.tasks.models.base import Shape
 from veilmesh.tasks.models.build import build_model
 from veilmesh.tasks.work import Vector
@@ -146,8 +147,7 @@ def hypernetwork(options: HyperOptions, model: Mapping[str, Any], shape: Shape, 
 
     Raises BadInput where nothing would be left to generate, or too much.
     """
-    given = {key: value for key, value in model.items() if key != "name"}
-    network = build_model(str(model["name"]), given, shape, classes, 0)
+    network = build_model(*name_and_options(model), shape, classes, 0)
     own = _classifier(network, str(model["name"]))
     names = [name for name, _ in network.named_parameters() if name not in own]
     if not names:
