@@ -15,6 +15,7 @@ from veilmesh.core import BadInput
 from veilmesh.peer.machine import PeerId
 from veilmesh.peer.transports import (
     libp2p_address,
+    libp2p_answers,
     libp2p_circuit,
     libp2p_host,
     libp2p_kademlia,
@@ -23,7 +24,7 @@ from veilmesh.peer.transports import (
     libp2p_rendezvous,
 )
 from veilmesh.peer.transports.libp2p_finding import Finds, Surroundings
-from veilmesh.peer.transports.libp2p_talk import Asked
+from veilmesh.peer.transports.libp2p_talk import Asked, Visits
 
 if TYPE_CHECKING:
     from libp2p.abc import IHost
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["Discovery", "Namespace", "Reach", "Service", "Services"]
 
 Discovery = Literal["mdns", "kademlia", "rendezvous"]
-Service = Literal["kademlia", "rendezvous", "relay"]
+Service = Literal["kademlia", "rendezvous", "relay", "identify", "ping"]
 Namespace = Annotated[str, Field(pattern=r"^([0-9a-fA-F]{2}){0,64}$")]
 
 
@@ -66,6 +67,7 @@ class Services:
         self._lists = libp2p_rendezvous.Lists()
         self._relay = libp2p_relay.Relay(introduced)
         self._places = libp2p_circuit.Places(me, dict(libp2p_address.named(address) for address in reach.relay))
+        self._identify = libp2p_answers.Identify(self.addresses)
         self._listening = ""
 
     @property
@@ -88,6 +90,10 @@ class Services:
             found[libp2p_rendezvous.PROTOCOL] = Asked(rendezvous_pb2.Message, self._lists.answer)
         if "relay" in self._reach.serve:
             found[libp2p_relay.HOP] = self._relay
+        if "identify" in self._reach.serve:
+            found[libp2p_answers.IDENTIFY] = Visits(self._identify)
+        if "ping" in self._reach.serve:
+            found[libp2p_answers.PING] = Visits(libp2p_answers.pong)
         if self._places.relays:
             found[libp2p_circuit.STOP] = self._places
         return found
@@ -116,7 +122,7 @@ class Services:
 
     async def start(self, host: "IHost", tasks: TaskGroup, finds: Finds) -> None:
         """Begin, in `tasks`; returns when a place at a relay is taken, if one is wanted, or after a few seconds."""
-        self._relay.host = host
+        self._relay.host = self._identify.host = host
         if self._places.relays:
             await self._places.keep(host, tasks)
         _, _, ip, _, port = self._listening.split("/")
@@ -142,7 +148,8 @@ def _refuse(reach: Reach) -> None:
     """Raises BadInput: the options do not go together."""
     if reach.discovery and not reach.namespace:
         raise BadInput("Peers are found under the id of their mesh; give the transport its `namespace`.")
-    if {"kademlia", "rendezvous"} & set(reach.discovery) and not reach.bootstrap and not reach.serve:
+    helps = {"kademlia", "rendezvous", "relay"} & set(reach.serve)
+    if {"kademlia", "rendezvous"} & set(reach.discovery) and not reach.bootstrap and not helps:
         raise BadInput(
             "Finding peers by kademlia or rendezvous begins somewhere; give the transport a `bootstrap` address."
         )

@@ -5,7 +5,7 @@ message, how many questions a stream may ask, how long it may stay, and how many
 """
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import anyio
@@ -17,7 +17,7 @@ from veilmesh.peer.transports import libp2p_host
 if TYPE_CHECKING:
     from libp2p.abc import IHost, INetStream
 
-__all__ = ["MESSAGE_BYTES", "Asked", "ask", "receive", "tell"]
+__all__ = ["MESSAGE_BYTES", "Asked", "Visits", "ask", "receive", "tell"]
 
 MESSAGE_BYTES: Final = 64 << 10
 """The longest message, in bytes: what the relay specification allows, and ample for a page of addresses."""
@@ -73,16 +73,15 @@ async def receive(stream: "INetStream", kind: type[M]) -> M:
     return message
 
 
-class Asked:
-    """The handler of a protocol of questions: `answer(sender, question)` is what is answered, or None for nothing.
+class Visits:
+    """The handler of a protocol that strangers use: `converse(sender, stream)`, for a while, and so many at once.
 
     When one stream too many comes, of a peer or of all of them, the oldest makes room: whoever opens streams and says
-    nothing shuts out nobody. What `answer` raises ends the stream, and is counted by the host.
+    nothing shuts out nobody. What `converse` raises ends the stream, and is counted by the host.
     """
 
-    def __init__(self, kind: type[Any], answer: Callable[[PeerId, Any], Any]) -> None:
-        self._kind = kind
-        self._answer = answer
+    def __init__(self, converse: "Callable[[PeerId, INetStream], Awaitable[None]]") -> None:
+        self._converse = converse
         self._numbers = itertools.count()
         self._open: dict[int, tuple[PeerId, anyio.CancelScope]] = {}
 
@@ -107,6 +106,18 @@ class Asked:
         everybody = [scope for _, scope in self._open.values() if not scope.cancel_called]
         if len(everybody) >= AT_ONCE:
             everybody[0].cancel()
+
+
+class Asked:
+    """The handler of a protocol of questions: `answer(sender, question)` is what is answered, or None for nothing."""
+
+    def __init__(self, kind: type[Any], answer: Callable[[PeerId, Any], Any]) -> None:
+        self._kind = kind
+        self._answer = answer
+        self._visits = Visits(self._converse)
+
+    async def __call__(self, stream: "INetStream") -> None:
+        await self._visits(stream)
 
     async def _converse(self, sender: PeerId, stream: "INetStream") -> None:
         for _ in range(QUESTIONS):
