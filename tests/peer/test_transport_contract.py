@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import ClassVar, Literal
 
 import anyio
 import pytest
@@ -21,22 +22,46 @@ from veilmesh.peer.transports.base import (
     Transport,
     TransportKind,
 )
+from veilmesh.peer.transports.bridge import BridgeTransport
+from veilmesh.peer.transports.bridge_thread import Elsewhere
 
 Peer = tuple[PeerId, Transport, AsyncIterator[Arrival]]
 PATIENCE = 30.0
 
 
 KINDS = [
-    *(name for name in TRANSPORTS.names() if name != "mqtt"),
+    *(name for name in TRANSPORTS.names() if name not in ("mqtt", "bridge")),
     pytest.param("mqtt 5, mosquitto", marks=needs_mosquitto),
     pytest.param("mqtt 3.1.1, mosquitto", marks=needs_mosquitto),
     pytest.param("mqtt 3.1.1, amqtt", marks=needs_embedded),
+    pytest.param("bridge by libp2p", marks=needs_mosquitto),
+    pytest.param("bridge by mqtt", marks=needs_mosquitto),
 ]
+
+
+class ByMqtt:
+    """Bridges that lack the foot they would prefer: what they say goes through a broker, from another thread."""
+
+    backend: ClassVar[Literal["asyncio", "trio"]] = "trio"
+
+    def __init__(self, kind: TransportKind) -> None:
+        self._kind = kind
+
+    def prepare(self) -> None:
+        self._kind.prepare()
+
+    def make(self, identity: Identity) -> Transport:
+        return BridgeTransport(identity.peer, {"mqtt": Elsewhere(self._kind.make(identity))})
 
 
 @pytest.fixture(params=KINDS)
 def kind(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[TransportKind]:
     name, _, rest = request.param.partition(" ")
+    if name == "bridge":
+        with broker(tmp_path) as relay:
+            at = {"broker": relay.place}
+            yield TRANSPORTS.build(name, {"mqtt": at}) if rest == "by libp2p" else ByMqtt(TRANSPORTS.build("mqtt", at))
+        return
     if name != "mqtt":
         yield TRANSPORTS.build(name)
         return
