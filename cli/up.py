@@ -40,6 +40,15 @@ def up(
             autocompletion=completed("topologies"),
         ),
     ] = None,
+    transport: Annotated[
+        str | None,
+        typer.Option(
+            "--transport",
+            help="See `veilmesh list transports`; mqtt starts a broker of its own where none is given. "
+            "[default: libp2p]",
+            autocompletion=completed("transports"),
+        ),
+    ] = None,
     malicious: Annotated[
         str | None,
         typer.Option(
@@ -88,6 +97,7 @@ def up(
             data,
             strategy,
             topology,
+            transport,
             malicious,
             listen,
             port,
@@ -102,8 +112,8 @@ def up(
     base = read_toml(scenario) if scenario else {}
     flags = {
         "peers": peers, "task.name": task, "task.path": data, "rounds": rounds, "strategy.name": strategy,
-        "topology.name": topology, "transport.listen": listen, "transport.port": port, "seed": seed,
-        "adversary.vantage": malicious, "door.open": door or None,
+        "topology.name": topology, "transport.name": transport, "transport.listen": listen, "transport.port": port,
+        "seed": seed, "adversary.vantage": malicious, "door.open": door or None,
     }  # fmt: skip
     given = {k: str(v) if isinstance(v, Path) else v for k, v in flags.items() if v is not None}
     if data is not None and task is None and "task" not in base:
