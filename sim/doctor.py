@@ -37,10 +37,18 @@ EXTRAS = {
     "transformers": ("labels of public pictures by CLIP, its weights on disk", "pip install transformers"),
     "ray": (f"studies spread over a cluster; {UNUSED}", LATER),
     "aiomqtt": ("peers that meet through an MQTT broker", "pip install 'veilmesh[mqtt]'"),
+    "amqtt": (
+        "an MQTT broker for meshes on one machine where mosquitto is not installed; it speaks 3.1.1, not MQTT 5, knows "
+        "no users, and keeps nothing when it ends",
+        "pip install 'veilmesh[mqtt]'",
+    ),
 }
 PROGRAMS = {
     "chromium": (("chromium", "chromium-browser", "google-chrome"), "the test that opens a report in a real browser"),
-    "mosquitto": (("mosquitto",), "a broker for the MQTT transport, and its tests"),
+    "mosquitto": (
+        ("mosquitto",),
+        "the MQTT broker that `veilmesh broker` and `veilmesh up --transport mqtt` start: users, access lists, MQTT 5",
+    ),
     "iproute2": (("ip",), f"slow and lossy links between real peers; {UNUSED}"),
 }
 NEEDED = ("python", "torch", "libp2p", "loopback ports")

@@ -29,8 +29,8 @@ def uses_embedded() -> bool:
     """Whether the embedded broker is the one to take here. Raises BadInput: there is none at all."""
     if find_mosquitto() is None and not has_embedded():
         raise BadInput(
-            "There is no MQTT broker here: install the package mosquitto, or pip install amqtt, which speaks MQTT "
-            "3.1.1 only; or name one that runs by transport.broker."
+            "There is no MQTT broker here: install the package mosquitto, or pip install 'veilmesh[mqtt]' for amqtt, "
+            "which speaks MQTT 3.1.1 only; or name one that runs by transport.broker."
         )
     return find_mosquitto() is None
 
@@ -39,7 +39,7 @@ def broker_command(folder: Path, settings: BrokerSettings, *, embedded: bool) ->
     """Write what the broker needs into `folder`; what starts it. Raises BadInput."""
     if embedded:
         if not has_embedded():
-            raise BadInput("The embedded broker needs amqtt: pip install amqtt.")
+            raise BadInput("The embedded broker needs amqtt: pip install 'veilmesh[mqtt]'.")
         return embedded_command(folder, settings)
     program = find_mosquitto()
     if program is None:
