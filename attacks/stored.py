@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from veilmesh.attacks.view import Public, Told, Vantage, View
+from veilmesh.attacks.view import Public, Sighting, Told, Vantage, View
 from veilmesh.core import BadInput, LocalError, RemoteError
 from veilmesh.crypto.tensors import pack, unpack
 from veilmesh.peer.machine import PeerId
@@ -63,6 +63,8 @@ class _Stored(msgspec.Struct, forbid_unknown_fields=True):
     told: list[_Told] | None
     held: dict[PeerId, NDArray[np.int64]] = {}
     chosen: list[_Told] | None = None
+    broker: bool = False
+    sightings: tuple[Sighting, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +92,8 @@ def to_bytes(view: View) -> bytes:
         None if view.told is None else list(_told(view, view.told)),
         dict(sorted(view.held.items())),
         None if view.chosen is None else list(_told(view, view.chosen)),
+        vantage.broker,
+        view.sightings,
     )
     body = msgspec.msgpack.Encoder(enc_hook=_encoded).encode(stored)
     return MAGIC + bytes([VERSION]) + _digest(body) + body
@@ -108,13 +112,14 @@ def from_bytes(raw: bytes) -> View:
     stored = _decoded(body)
     if why := next(_faults(stored), None):
         _refuse(why)
-    vantage = Vantage(frozenset(stored.controls), stored.taps_wire, frozenset(map(frozenset, stored.carries)))
+    carries = frozenset(map(frozenset, stored.carries))
+    vantage = Vantage(frozenset(stored.controls), stored.taps_wire, carries, stored.broker)
     own = None if stored.own is None else _Kept({(o.peer, o.round): (o.pictures, o.labels) for o in stored.own})
     told, chosen = (
         None if some is None else _Kept({(t.peer, t.round): t.labels for t in some})
         for some in (stored.told, stored.chosen)
     )
-    return View(stored.public, vantage, stored.records, own, told, stored.held, chosen)
+    return View(stored.public, vantage, stored.records, own, told, stored.held, chosen, stored.sightings)
 
 
 def _refuse(why: str) -> NoReturn:

@@ -4,6 +4,9 @@ Taken are the frames of a view that were seen in passing: who sent to whom, when
 who takes part and the graph, the pace of the rounds, who is slow, which codec speaks (the network is public, so every
 codec's length is known), and, where lengths depend on what is said, something of that. How much the last can be is
 bounded by the entropy of the lengths on a link: so many bits a frame, and none where all are alike.
+
+A frame's header says of which kind it is: signs of life and goodbyes are counted, and left out of the rest. Under cover
+traffic all that leave are slots, and these are what is looked at; `traffic_cover` looks for more.
 """
 
 from collections import Counter, defaultdict
@@ -15,16 +18,17 @@ from typing import Final, TypeAlias
 
 import numpy as np
 
-from veilmesh.attacks.view import Public, View
+from veilmesh.attacks.view import IN_PASSING, Public, View
 from veilmesh.core import BadInput, RemoteError
 from veilmesh.crypto.codecs import table
 from veilmesh.crypto.codecs.base import CODECS
-from veilmesh.crypto.frame import ENVELOPE_OVERHEAD, TAG_BYTES, read
+from veilmesh.crypto.frame import ENVELOPE_OVERHEAD, TAG_BYTES, Header, read
 from veilmesh.crypto.padding import PADDINGS, Padding, padded_size
+from veilmesh.peer.limits import Kind
 from veilmesh.peer.machine import PeerId
 from veilmesh.peer.transcript import Record
 
-__all__ = ["Lengths", "Traffic", "learn", "lengths"]
+__all__ = ["Lengths", "Traffic", "learn", "lengths", "passing", "spoken"]
 
 Link: TypeAlias = tuple[PeerId, PeerId]
 
@@ -57,16 +61,13 @@ class Traffic:
     body: int | None  # the commonest length of what is sealed, in bytes
     codecs: tuple[str, ...]  # whose length that is, with their usual options, the nearest first
     lengths: Mapping[Padding, Lengths]  # as it was; and, of bodies that were not padded, as it would have been
+    kinds: Mapping[str, int]  # how many frames there were of each kind, where their headers were seen
 
 
 def learn(view: View, padding: Padding = "none") -> Traffic:
     """What the frames of `view` tell; `padding` is the one in force, which the headers show."""
-    links: dict[Link, list[Record]] = defaultdict(list)
-    for record in view.records:
-        if record.at == record.to and record.size:
-            links[record.sender, record.to].append(record)
-    for on_link in links.values():
-        on_link.sort(key=lambda record: record.now)
+    seen = passing(view)
+    links, kinds = spoken(seen), Counter(kind.name.lower() for kind in map(_kind, seen) if kind)
     sealed = {link: [_sealed(record) for record in on_link] for link, on_link in links.items()}
     pace, lags = _pace(links.values()), _lags(links)
     body = _commonest(sealed.values())
@@ -80,7 +81,37 @@ def learn(view: View, padding: Padding = "none") -> Traffic:
         body=body,
         codecs=_speaking(view.public, body, padding) if body else (),
         lengths={p: lengths(sealed.values(), p, padding) for p in ([*PADDINGS] if padding == "none" else [padding])},
+        kinds=dict(kinds),
     )
+
+
+def passing(view: View) -> list[Record]:
+    """The frames that the adversary saw pass, by time: on their way if it was shown that, or as they arrived."""
+    on_their_way = [record for record in view.records if record.at == IN_PASSING]
+    arrived = [record for record in view.records if record.at == record.to and record.size]
+    return sorted(on_their_way or arrived, key=lambda record: record.now)
+
+
+def spoken(seen: Iterable[Record]) -> dict[Link, list[Record]]:
+    """The frames of each link that carry, or could carry, a message of the protocol."""
+    links: dict[Link, list[Record]] = defaultdict(list)
+    for record in seen:
+        if _kind(record) in (None, Kind.DATA, Kind.COVER):
+            links[record.sender, record.to].append(record)
+    return links
+
+
+def _kind(record: Record) -> Kind | None:
+    """What the header says that it is; None where that was not seen, or says nothing to us."""
+    header = _header(record)
+    return Kind(header.kind) if header and header.kind in set(Kind) else None
+
+
+def _header(record: Record) -> Header | None:
+    try:
+        return read(record.frame) if record.frame else None
+    except RemoteError:  # no frame of ours
+        return None
 
 
 def lengths(links: Iterable[Sequence[int]], wanted: Padding, given: Padding = "none") -> Lengths:
@@ -102,12 +133,8 @@ def _entropy(counts: Counter[int]) -> float:
 
 def _sealed(record: Record) -> int:
     """How many bytes are sealed in a frame: its header says so; without it, the frame's own length does."""
-    if record.frame:
-        try:
-            return read(record.frame).ciphertext - TAG_BYTES
-        except RemoteError:  # no frame of ours
-            pass
-    return max(0, record.size - ENVELOPE_OVERHEAD)
+    header = _header(record)
+    return header.ciphertext - TAG_BYTES if header else max(0, record.size - ENVELOPE_OVERHEAD)
 
 
 def _pace(links: Iterable[Sequence[Record]]) -> float | None:

@@ -7,7 +7,7 @@ can reach (the layer check makes an import of it fail), so honest figures follow
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,17 +17,38 @@ from veilmesh.crypto.codecs.base import Vector
 from veilmesh.peer.machine import PeerId
 from veilmesh.peer.transcript import Record
 
-__all__ = ["ATTACKS", "Attack", "Guess", "Own", "Public", "Told", "Vantage", "View", "observe"]
+__all__ = [
+    "ATTACKS", "IN_PASSING", "Attack", "Guess", "Own", "Public", "Sighting", "Told", "Vantage", "View", "observe",
+]  # fmt: skip
+
+IN_PASSING: Final = PeerId("in passing")
+"""Where a record was made that shows a frame on its way, between its sender and its receiver: nobody opened it there,
+and it may be a sign of life or a dummy."""
 
 
 @dataclass(frozen=True, slots=True)
 class Vantage:
-    """Where the adversary sits: the peers it controls, whether it also taps every link, and the links, as pairs of
-    ends, whose frames it carries as a relay or broker."""
+    """Where the adversary sits: the peers it controls, whether it also taps every link, the links, as pairs of ends,
+    whose frames it carries as a relay or broker, and whether it is the broker, who sees more than frames."""
 
     controls: frozenset[PeerId]
     taps_wire: bool = False
     carries: frozenset[frozenset[PeerId]] = frozenset()
+    broker: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """What a broker sees besides frames: who says `here` or `closed`, of whom it must say `lost` itself, and every
+    `chunk` of a frame and `ack` of chunks that passes."""
+
+    now: float
+    what: str
+    who: PeerId
+    to: PeerId | None = None  # of chunks and acknowledgements
+    size: int = 0  # bytes of the message, without MQTT's own header
+    number: int = 0  # of the connection, counted by who connects; of the frame a chunk is of
+    session: str = ""  # of who connects, where it says one: several hear of the same
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +105,8 @@ class View:
     where an attack asked for that easier setting, which every table then names; None otherwise. `held`: in split mode,
     where a controlled peer holds the labels of a data owner's examples as a party to the protocol, those labels (n,),
     by data owner, in the order in which messages number them. `chosen`: where an attack asked for that easier setting,
-    places among the public pictures that a victim chose for its public steps, step by step (n,)."""
+    places among the public pictures that a victim chose for its public steps, step by step (n,). `sightings`: what
+    passed a broker besides frames."""
 
     public: Public
     vantage: Vantage
@@ -93,6 +115,7 @@ class View:
     told: Told | None = None
     held: Mapping[PeerId, NDArray[np.int64]] = field(default_factory=dict)
     chosen: Told | None = None
+    sightings: tuple[Sighting, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,16 +150,19 @@ class Attack(Protocol):
 def observe(
     vantage: Vantage, transcript: Iterable[Record], public: Public, own: Own | None = None, told: Told | None = None,
     held: Mapping[PeerId, NDArray[np.int64]] | None = None, chosen: Told | None = None,
+    sightings: Iterable[Sighting] = (),
 ) -> View:  # fmt: skip
     """The part of a transcript that `vantage` sees. Bodies survive only at controlled peers; frames only on a tap, or
     where it carries them."""
     seen = []
     for record in transcript:
         inside = record.at in vantage.controls
-        carried = record.at == record.to and frozenset((record.sender, record.to)) in vantage.carries
+        on_its_way = record.at in (record.to, IN_PASSING)
+        carried = on_its_way and frozenset((record.sender, record.to)) in vantage.carries
         if inside or vantage.taps_wire or carried:
             seen.append(record.as_seen(body=inside, frame=vantage.taps_wire or carried))
-    return View(public, vantage, tuple(seen), own, told, held or {}, chosen)
+    sighted = tuple(sightings) if vantage.broker else ()
+    return View(public, vantage, tuple(seen), own, told, held or {}, chosen, sighted)
 
 
 ATTACKS: Registry[Attack] = Registry("attack", "veilmesh.attacks.inversion", further=("veilmesh.attacks.smashed",))

@@ -24,7 +24,9 @@ def attack(
     vantage: Annotated[
         str,
         typer.Option(
-            "--vantage", help="Where it sits: `peer:3`, `server`, `tail`, `wire`, `relay`.", show_default=False
+            "--vantage",
+            help="Where it sits: `peer:3`, `server`, `tail`, `wire`, `relay`, `broker`.",
+            show_default=False,
         ),
     ],
     changes: Annotated[

@@ -53,8 +53,8 @@ def up(
         str | None,
         typer.Option(
             "--malicious",
-            help="Whose view to keep to attack: `peer:3`, `server`, `wire`, `relay`; in split mode also `tail`, "
-            "`body`, `middle:1`; several who collude as `peer:1+tail`.",
+            help="Whose view to keep to attack: `peer:3`, `server`, `wire`, `relay`, over MQTT `broker`; in split mode "
+            "also `tail`, `body`, `middle:1`; several who collude as `peer:1+tail`.",
         ),
     ] = None,
     listen: Annotated[str | None, typer.Option("--listen", help="Address to listen on. [default: 127.0.0.1]")] = None,

@@ -17,7 +17,9 @@ def view(
     vantage: Annotated[
         str,
         typer.Option(
-            "--vantage", help="Where it sits: `peer:3`, `server`, `tail`, `wire`, `relay`.", show_default=False
+            "--vantage",
+            help="Where it sits: `peer:3`, `server`, `tail`, `wire`, `relay`, `broker`.",
+            show_default=False,
         ),
     ],
     out: Annotated[Path, typer.Option("--out", help="The file to write.", show_default=False)],

@@ -23,6 +23,9 @@ class Tally:
     flooded: int = 0  # bodies dropped because a neighbour said them faster than the machine takes them
     messages_sent: int = 0
     messages_received: int = 0
+    slots: int = 0  # of cover traffic that left
+    idle_slots: int = 0  # of these, with nothing to say
+    missed_slots: int = 0  # that were left out, because this peer was busy
 
 
 class Ledger:

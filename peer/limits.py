@@ -18,6 +18,7 @@ class Kind(IntEnum):
     GOODBYE = 3  # I am done; nothing more will come
     ASKING = 4  # here is the digest of whom I know; tell me whom you know, if that differs
     ROSTER = 5  # announcements of members
+    COVER = 6  # a slot of cover traffic: what it holds, and of which kind, is said inside the seal
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,6 @@ class Limits:
     settle: float = 0.25  # between the last goodbye and closing the transport
     outbox: int = 256  # frames waiting for one neighbour
     backlog: int = 256  # bodies of one neighbour waiting for the machine
-    waiting_bytes: int = 64 << 20  # of either, for each neighbour
+    waiting_bytes: int = 128 << 20  # of either, for each neighbour: as much as its largest body (MAX_BODY)
     forget: float = 60.0  # times patience: silence before a member of a growing mesh is forgotten
     strangers: int = 64  # that discovery found, and that have not been let in: so many are said hello to at once

@@ -20,8 +20,9 @@ import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from veilmesh.core import BadInput, LocalError, RemoteError
-from veilmesh.crypto.envelope import Mailroom, Opened
+from veilmesh.crypto.envelope import MAX_BODY, Mailroom, Opened
 from veilmesh.peer.allowance import Allowance
+from veilmesh.peer.cover import Cover, Unpacker
 from veilmesh.peer.door import Announcement
 from veilmesh.peer.farewell import Farewell
 from veilmesh.peer.ledger import Ledger, Tally
@@ -51,13 +52,14 @@ from veilmesh.peer.presence import Presence
 from veilmesh.peer.reception import Hands, Reception
 from veilmesh.peer.timers import Timers
 from veilmesh.peer.transcript import Record
-from veilmesh.peer.transports.base import Arrival, Found, Frame, Gone, Transport
+from veilmesh.peer.transports.base import Arrival, Found, Frame, Gone, Transport, Windowed
 from veilmesh.peer.worker import Worker
 
 __all__ = ["Kind", "Limits", "Node", "Tally"]
 
 _USUAL: Final = Limits()
 _LOOKS: Final = 4  # in a heartbeat, for who has fallen silent: others wait for it meanwhile
+_SLOTS_UNDER_WAY: Final = 8  # of cover traffic, to one neighbour
 _NOBODY: Final[Mapping[PeerId, str]] = MappingProxyType({})
 
 
@@ -75,6 +77,8 @@ class Node:
         clock: seconds.
         lobby: lets others in while the node runs; None: the neighbours are all there will ever be.
         contacts: with a lobby, addresses of peers to join by; without neighbours, one of them must answer.
+        cover: how what this peer says is covered; None: it is not. A mesh agrees on that.
+        decoys: who is no neighbour, and is said as much to as if it were; with cover only.
     """
 
     def __init__(
@@ -92,6 +96,8 @@ class Node:
         clock: Callable[[], float] = anyio.current_time,
         lobby: Lobby | None = None,
         contacts: Mapping[PeerId, str] = _NOBODY,
+        cover: Cover | None = None,
+        decoys: frozenset[PeerId] = frozenset(),
     ) -> None:
         self._machine = machine
         self._mailroom = mailroom
@@ -106,13 +112,17 @@ class Node:
         self._ledger = Ledger(lambda what: note(what, clock()))
         self._events, self._turns = anyio.create_memory_object_stream[Event](math.inf)
         self._timers = Timers(clock, self._events.send_nowait)
-        self._outbox = Outbox(Allowance(limits.outbox, limits.waiting_bytes), self._carry, lambda: self._end.stir())
+        self._unpackers: dict[PeerId, Unpacker] | None = {} if cover else None
+        self._decoys = decoys if cover else frozenset()
+        self._company = set(self._decoys)  # those of them that have not said goodbye
+        allowance = Allowance(limits.outbox, limits.waiting_bytes)
+        self._outbox = Outbox(allowance, self._carry, lambda: self._end.stir(), cover, clock, self._is_crowded)
         self._incoming = Allowance(limits.backlog, limits.waiting_bytes)
         self._lobby = lobby
         hello = lobby.hello if lobby else None
         self._presence = Presence(neighbours, frozenset(contacts), limits, self._outbox, self._say_who_is_here, hello)
         self._reception = self._make_reception(lobby, contacts) if lobby else None
-        self._end = Farewell(self._outbox, self._presence.members, self._post, limits)
+        self._end = Farewell(self._outbox, self._presence.members, self._post, limits, self._company)
         self._knocking: set[PeerId] = set()
         self._driving: anyio.CancelScope | None = None
         self._leaving = False
@@ -121,7 +131,9 @@ class Node:
     @property
     def tally(self) -> Tally:
         """What was counted so far, live."""
-        return self._ledger.tally
+        tally, outbox = self._ledger.tally, self._outbox
+        tally.slots, tally.idle_slots, tally.missed_slots = outbox.slots, outbox.idle, outbox.missed
+        return tally
 
     async def run(self, inbox: AsyncIterator[Arrival]) -> object:
         """Run the machine to its Stop; its result, or None if `leave` was called before.
@@ -134,7 +146,7 @@ class Node:
         vain: str | None = None
         work_in, work_out = anyio.create_memory_object_stream[Work](math.inf)
         async with anyio.create_task_group() as self._tasks:
-            self._outbox.start(self._presence.members.everybody, self._tasks)
+            self._outbox.start(self._presence.members.everybody | self._decoys, self._tasks)
             self._tasks.start_soon(self._receive, inbox)
             self._tasks.start_soon(self._beat)
             self._tasks.start_soon(self._work, work_out)
@@ -189,6 +201,11 @@ class Node:
     def _sort(self, opened: Opened, frame: bytes, now: float) -> None:
         """An authentic body goes where its kind says. Raises RemoteError."""
         sender, body = opened.sender, opened.body
+        if sender in self._decoys and opened.kind != Kind.COVER:
+            if opened.kind == Kind.GOODBYE:
+                self._company.discard(sender)
+                self._end.stir()
+            return
         if self._reception and sender not in self._presence.members and opened.kind != Kind.GOODBYE:
             self._reception.still_there(sender, now)
         if self._presence.heard(sender, now) and self._reception:
@@ -205,6 +222,11 @@ class Node:
                 self._reception.asked(sender, body, now)
             case Kind.ROSTER if self._reception:
                 self._reception.told(sender, body, now)
+            case Kind.COVER if self._unpackers is not None:
+                unpacker = self._unpackers.setdefault(sender, Unpacker(MAX_BODY))
+                for kind, inner in unpacker.take(body):
+                    if kind != Kind.COVER:
+                        self._sort(Opened(sender, kind, inner), frame, now)
 
     def _take(self, said: Received, frame: bytes, now: float) -> None:
         """A body into the machine's queue, which one neighbour cannot fill: the machine is slower than the door."""
@@ -291,6 +313,10 @@ class Node:
 
     async def _carry(self, to: PeerId, kind: int, body: bytes) -> None:
         await self._transport.send(to, body if kind == IN_CLEAR else self._mailroom.seal(to, kind, body))
+
+    def _is_crowded(self, to: PeerId) -> bool:
+        """Slots that a transport only piles up would delay whatever is said later, without end."""
+        return isinstance(self._transport, Windowed) and self._transport.under_way(to) >= _SLOTS_UNDER_WAY
 
     def _knock(self, peer: PeerId, frame: bytes) -> None:
         if peer not in self._knocking and len(self._knocking) < self._limits.strangers:

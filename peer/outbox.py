@@ -2,6 +2,8 @@
 
 Bodies leave in order. Signs of life do not wait behind them: they go next, and a newer one takes the place of an older.
 (They do wait for the one body that is just being carried: a frame is not interrupted.)
+
+With cover traffic everything waits for slots, which leave at a fixed pace, full or empty (`cover`).
 """
 
 from collections import deque
@@ -13,6 +15,8 @@ from anyio.abc import TaskGroup
 
 from veilmesh.core import LocalError
 from veilmesh.peer.allowance import Allowance
+from veilmesh.peer.cover import Cover, Packer, Slot, Slots
+from veilmesh.peer.limits import Kind
 from veilmesh.peer.machine import PeerId
 
 __all__ = ["Outbox"]
@@ -45,6 +49,9 @@ class Outbox:
         allowance: how much may wait, in order, for one neighbour.
         carry: takes one body away; what it does not deliver is lost.
         emptied: called whenever nothing waits any more.
+        cover: how what is said is covered; None: it is not.
+        clock: seconds, for slots.
+        crowded: whether so much is on its way to a neighbour that a slot would only wait behind it, and is left out.
     """
 
     def __init__(
@@ -52,10 +59,17 @@ class Outbox:
         allowance: Allowance,
         carry: Callable[[PeerId, int, bytes], Awaitable[None]],
         emptied: Callable[[], None],
+        cover: Cover | None = None,
+        clock: Callable[[], float] = anyio.current_time,
+        crowded: Callable[[PeerId], bool] = lambda to: False,
     ) -> None:
         self._allowance = allowance
         self._carry = carry
         self._emptied = emptied
+        self._cover = cover
+        self._clock = clock
+        self._crowded = crowded
+        self.slots = self.idle = self.missed = 0  # of cover: that left, of these without anything, that were left out
         self._lines: dict[PeerId, _Line] = {}
         self._waiting = 0
 
@@ -71,7 +85,10 @@ class Outbox:
         """Begin to carry to these, and go on carrying to the others."""
         for peer in neighbours:
             self._lines[peer] = line = _Line(anyio.CancelScope())
-            tasks.start_soon(self._run, peer, line)
+            if self._cover:
+                tasks.start_soon(self._run_covered, peer, line, self._cover)
+            else:
+                tasks.start_soon(self._run, peer, line)
 
     def stop(self, peer: PeerId) -> None:
         """Carry nothing to `peer` any more; what waits for it is lost."""
@@ -115,6 +132,27 @@ class Outbox:
                     if in_order:
                         self._allowance.give_back(to, len(body))
                     self._left(1)
+
+    async def _run_covered(self, to: PeerId, line: _Line, cover: Cover) -> None:
+        slots, packer = Slots(self._clock(), cover.pace), Packer(cover.octets)
+        with line.scope:
+            while True:
+                await anyio.sleep(max(0.0, slots.due - self._clock()))
+                missed, crowded = slots.missed, self._crowded(to)
+                slots.taken(self._clock())
+                self.missed += slots.missed - missed + crowded
+                if not crowded:
+                    await self._carry_slot(to, packer.slot(line.first, line.bodies))
+
+    async def _carry_slot(self, to: PeerId, slot: Slot) -> None:
+        self.slots, self.idle = self.slots + 1, self.idle + slot.idle
+        try:
+            await self._carry(to, Kind.COVER, slot.body)
+        finally:
+            for _, body in slot.left:
+                self._allowance.give_back(to, len(body))
+            if count := slot.signs + len(slot.left):
+                self._left(count)
 
     def _left(self, count: int) -> None:
         self._waiting -= count

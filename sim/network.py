@@ -6,17 +6,22 @@ their bytes are counted as the envelope would make them (exactly: the header's s
 
 import heapq
 import itertools
+from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
+from veilmesh.attacks.view import IN_PASSING, Sighting
 from veilmesh.core import BadInput, LocalError, RemoteError
 from veilmesh.crypto.envelope import MAX_BODY
 from veilmesh.crypto.frame import frame_size
 from veilmesh.crypto.padding import Padding
+from veilmesh.peer.cover import Cover, Packer, Slots
+from veilmesh.peer.limits import Kind
 from veilmesh.peer.machine import (
     CancelTimer,
     Effect,
@@ -41,6 +46,7 @@ from veilmesh.peer.transcript import Record
 from veilmesh.peer.worker import Executor
 from veilmesh.sim.cast import Cast
 from veilmesh.sim.faults import Fault
+from veilmesh.sim.passing import Passing, protections_of
 from veilmesh.sim.record import Ended, Recorder, Watch
 from veilmesh.sim.resume import Counted, Keeper, Resumption, resumed_machine
 from veilmesh.sim.tap import Tap
@@ -67,6 +73,36 @@ class Player:
     messages_sent: int = 0
     messages_received: int = 0
     refusals: dict[str, int] = field(default_factory=dict)
+    decoys: frozenset[PeerId] = frozenset()  # who is covered as neighbours are
+    lines: dict[PeerId, "_Line"] = field(default_factory=dict)  # with cover traffic
+    stopped_at: float = 0.0
+    cover_bytes: int = 0  # of frames with nothing to say
+
+    @property
+    def waiting(self) -> bool:
+        """Whether something that it said waits for a slot."""
+        return not self.killed and any(line.bodies for line in self.lines.values())
+
+    @property
+    def silent(self) -> bool:
+        """Whether it has stopped, and what it said has left."""
+        return self.stopped and not self.waiting
+
+
+@dataclass(slots=True)
+class _Line:
+    """What waits for slots to one other."""
+
+    slots: Slots
+    packer: Packer
+    bodies: deque[tuple[int, bytes]] = field(default_factory=deque)
+
+
+@dataclass(frozen=True, slots=True)
+class _SlotDue:
+    """A slot to another is due."""
+
+    to: PeerId
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +113,7 @@ class _Heard:
     present: bool
 
 
-_What = Event | Work | Fault | _Heard
+_What = Event | Work | Fault | _Heard | _SlotDue
 
 
 class VirtualNetwork:
@@ -92,6 +128,9 @@ class VirtualNetwork:
         note, keep, tap: told everything, with the virtual time.
         start: the virtual time at which everybody starts.
         padding: how bodies would be made longer; counted, not done.
+        cover: how what is said is covered: it then waits for slots, and who has stopped goes on until its neighbours
+            have, for `linger` seconds at most.
+        passed, sighted: told every frame as it leaves, and who comes and goes: what a broker would see.
     """
 
     def __init__(
@@ -108,8 +147,17 @@ class VirtualNetwork:
         tap: Callable[[Record], None] = lambda record: None,
         start: float = 0.0,
         padding: Padding = "none",
+        cover: Cover | None = None,
+        linger: float = 10.0,
+        passed: Callable[[Record], None] = lambda record: None,
+        sighted: Callable[[Sighting], None] = lambda sighting: None,
     ) -> None:
         self._players = players
+        self._cover = cover
+        self._linger = linger
+        self._passed = passed
+        self._sighted = sighted
+        self._going_on = 0  # what is still to come but slots
         self._padding = padding
         self._latency = latency
         self._work_time = work_time
@@ -127,14 +175,19 @@ class VirtualNetwork:
         """Run until everybody has stopped; the virtual time then. Raises LocalError at virtual time `until`."""
         for peer, player in self._players.items():
             self._put(self.now, peer, Started(player.neighbours))
+            self._sighted(Sighting(self.now, "here", peer, number=1))
+        for peer, player in self._players.items():
+            self._begin_cover(peer, player)
         for peer, fault in self._faults:
             self._put(fault.at, peer, fault)
         while self._heap:
             at, _, peer, what, number = heapq.heappop(self._heap)
+            self._going_on -= not isinstance(what, _SlotDue)
             if self._is_void(peer, what, number):
                 continue
             if at < self._players[peer].paused and not isinstance(what, Fault):  # it waits, behind what waits already
                 heapq.heappush(self._heap, (self._players[peer].paused, next(self._number), peer, what, number))
+                self._going_on += not isinstance(what, _SlotDue)
                 continue
             self.now = at
             if at > until:
@@ -146,17 +199,23 @@ class VirtualNetwork:
     def _is_void(self, peer: PeerId, what: _What, number: int) -> bool:
         """Whether nobody waits for it: its peer has stopped, or the timer was cancelled or set again."""
         player = self._players[peer]
+        if isinstance(what, _SlotDue):
+            return player.killed
         return player.stopped or (isinstance(what, TimerFired) and player.timers.get(what.name) != number)
 
     def _put(self, at: float, peer: PeerId, what: _What) -> int:
         number = next(self._number)
         heapq.heappush(self._heap, (at, number, peer, what, number))
+        self._going_on += not isinstance(what, _SlotDue)
         return number
 
     def _step(self, peer: PeerId, what: _What, now: float) -> None:
         player = self._players[peer]
         if isinstance(what, Fault):
             self._befall(peer, player, what, now)
+            return
+        if isinstance(what, _SlotDue):
+            self._fill_slot(peer, player, what.to, now)
             return
         if isinstance(what, _Heard):
             what = _noticed(player, what)
@@ -187,22 +246,70 @@ class VirtualNetwork:
             case Keep():
                 self._keep(peer, effect, now)
             case Stop(result):
-                player.result, player.stopped = result, True
+                player.result, player.stopped, player.stopped_at = result, True, now
+                if not self._cover:
+                    self._sighted(Sighting(now, "closed", peer, number=1))
 
     def _carry(self, peer: PeerId, player: Player, to: PeerId, body: bytes, now: float) -> None:
         if to not in player.neighbours:
             raise LocalError(f"the machine speaks to {to}, which is not a neighbour")
-        size = frame_size(len(body), with_hello=False, padding=self._padding, cap=MAX_BODY)
-        other = self._players[to]
-        player.sent += size
         player.messages_sent += 1
         self._tap(Record(now, peer, peer, to, 0, None, body))
+        if self._cover:
+            player.lines[to].bodies.append((Kind.DATA, body))
+            return
+        size = frame_size(len(body), with_hello=False, padding=self._padding, cap=MAX_BODY)
+        self._pass(peer, player, to, size, now)
+        self._deliver(peer, to, size, body, now + self._latency)
+
+    def _pass(self, peer: PeerId, player: Player, to: PeerId, size: int, now: float) -> None:
+        """A frame of `size` bytes leaves, whatever it says."""
+        player.sent += size
+        self._passed(Record(now, IN_PASSING, peer, to, size, None, None))
+        if not self._players[to].killed:
+            self._players[to].received += size
+
+    def _deliver(self, peer: PeerId, to: PeerId, size: int, body: bytes, at: float) -> None:
+        """A body of `peer` arrives at `at` seconds, the last of it in a frame of `size` bytes."""
+        other = self._players[to]
         if other.killed:
             return
-        other.received += size
         other.messages_received += 1
-        self._tap(Record(now + self._latency, to, peer, to, size, None, body))
-        self._put(now + self._latency, to, Received(peer, body))
+        self._tap(Record(at, to, peer, to, size, None, body))
+        self._put(at, to, Received(peer, body))
+
+    # --- cover traffic -----------------------------------------------------------------------------------------
+
+    def _begin_cover(self, peer: PeerId, player: Player) -> None:
+        if self._cover:
+            for other in sorted(player.neighbours | player.decoys):
+                player.lines[other] = _Line(Slots(self.now, self._cover.pace), Packer(self._cover.octets))
+                self._put(self.now, peer, _SlotDue(other))
+
+    def _fill_slot(self, peer: PeerId, player: Player, to: PeerId, now: float) -> None:
+        assert self._cover is not None
+        if self._ends_cover(player, now):
+            del player.lines[to]
+            if not player.lines:
+                self._sighted(Sighting(now, "closed", peer, number=1))
+            return
+        line = player.lines[to]
+        slot = line.packer.slot({}, line.bodies)
+        size = frame_size(self._cover.octets, with_hello=False, padding=self._padding, cap=MAX_BODY)
+        self._pass(peer, player, to, size, now)
+        player.cover_bytes += size * slot.idle
+        for _, body in slot.left:
+            self._deliver(peer, to, size, body, now + self._latency)
+        line.slots.taken(now)
+        self._put(line.slots.due, peer, _SlotDue(to))
+
+    def _ends_cover(self, player: Player, now: float) -> bool:
+        """Whether a peer says no more: those around it have ended too, or it has waited for them; or all wait for what
+        never comes."""
+        if not self._going_on and not any(p.waiting for p in self._players.values()):
+            return True
+        around = (self._players[other] for other in player.neighbours | player.decoys)
+        return player.silent and (now > player.stopped_at + self._linger or all(other.silent for other in around))
 
     # --- what goes wrong ---------------------------------------------------------------------------------------
 
@@ -211,6 +318,7 @@ class VirtualNetwork:
         self._note(peer, Note("fault", what), now)
         if fault.seconds is None:
             player.stopped = player.killed = True
+            self._sighted(Sighting(now, "lost", peer, number=1))
             self._note(peer, Note("ended", {"how": "killed"}), now)
             self._tell(player, _Heard(peer, False), now + self._grace)
         else:
@@ -257,6 +365,7 @@ def run_in_virtual_time(cast: Cast, folder: Path, watch: Watch, resumed: Resumpt
             cast.executor(i),
             frozenset(ids[n] for n in cast.neighbours(i)),
             slow=cast.scenario.links.slow.get(cast.names[i], 1.0),
+            decoys=frozenset(ids[n] for n in cast.decoys(i)),
         )
         for i in range(cast.size)
     }
@@ -281,8 +390,11 @@ def run_in_virtual_time(cast: Cast, folder: Path, watch: Watch, resumed: Resumpt
 
     again = resumed is not None
     taps = [Tap.for_member(folder, cast, i, partial(full, peer), again) for i, peer in enumerate(ids)]
+    passing = {
+        peer: Passing.for_member(folder, cast, i, peer, partial(full, peer), again) for i, peer in enumerate(ids)
+    }
     keepers = [Keeper(folder, cast, i, ids[i], resumed, tap.flush) for i, tap in enumerate(taps)]
-    links, timing = cast.scenario.links, cast.scenario.timing
+    links, timing, envelope = cast.scenario.links, cast.scenario.timing, cast.scenario.envelope
     network = VirtualNetwork(
         players,
         latency=links.latency,
@@ -293,19 +405,20 @@ def run_in_virtual_time(cast: Cast, folder: Path, watch: Watch, resumed: Resumpt
         note=note,
         keep=keep,
         start=resumed.seconds if resumed else 0.0,
-        padding=cast.scenario.envelope.padding,
+        padding=envelope.padding,
+        cover=envelope.cover.cover if envelope.cover else None,
         tap=lambda record: taps[ids.index(record.at)].keep(record),
+        passed=lambda record: passing[record.sender].keep(record),
+        sighted=lambda sighting: passing[sighting.who].sight(sighting),
     )
     begin = monotonic()
-    for tap in taps:
-        tap.__enter__()
-    try:
+    with ExitStack() as open_taps:
+        for tap, way_out in zip(taps, passing.values(), strict=True):
+            open_taps.enter_context(tap)
+            open_taps.enter_context(way_out)
         network.run(cast.scenario.timing.run)
-    finally:
-        for tap in taps:
-            tap.__exit__()
     members = [_ended(cast, i, ids, players[ids[i]], recorder, rounds[ids[i]]) for i in range(cast.size)]
-    protections = {"envelope": "none: simulated", "padding": cast.scenario.envelope.padding}
+    protections = {"envelope": "none: simulated", **protections_of(envelope)}
     return recorder.finish(members, monotonic() - begin, protections, "simulated")
 
 
@@ -329,4 +442,5 @@ def _ended(cast: Cast, index: int, ids: Sequence[PeerId], player: Player, record
         messages_sent=player.messages_sent,
         messages_received=player.messages_received,
         refusals=player.refusals,
+        cover_bytes=player.cover_bytes,
     )

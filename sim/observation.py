@@ -16,6 +16,7 @@ from veilmesh.core import BadInput, LocalError, generator
 from veilmesh.peer.machine import PeerId
 from veilmesh.peer.transcript import Record, read_transcript
 from veilmesh.sim.cast import Cast, stem
+from veilmesh.sim.passing import passing_folder, sightings
 from veilmesh.sim.record import read_json
 
 __all__ = ["observation", "own_data", "randomness", "told_choice", "told_labels", "transcript"]
@@ -27,25 +28,32 @@ def observation(
     """What is seen of a finished run from `vantage`; `told`: with the labels of victims; `chosen`: with the public
     pictures that they chose. Raises BadInput."""
     place = cast.vantage(vantage, ids)
-    if not cast.scenario.keeps(vantage):
+    if not cast.scenario.keeps(vantage) or (place.broker and not cast.scenario.keeps_passing):
         raise BadInput(
             f"What {vantage} saw of this run was not kept; run it again with `--malicious {vantage}`, or with "
             "transcript.keep set to 'all'."
         )
-    records = transcript(folder, cast, ids, place)
+    records, seen = transcript(folder, cast, ids, place), sightings(folder) if place.broker else ()
     labels = told_labels(cast, ids) if told else None
     choice = told_choice(cast, ids) if chosen else None
     own, held = own_data(cast, ids, place), cast.held(ids, place)
-    return observe(place, records, cast.public(ids), own, labels, held, choice)
+    return observe(place, records, cast.public(ids), own, labels, held, choice, seen)
 
 
 def transcript(folder: Path, cast: Cast, ids: Sequence[PeerId], place: Vantage) -> Iterator[Record]:
-    """The files that hold anything for this vantage: a broken one of somebody else's is none of its business."""
+    """The files that hold anything for this vantage: a broken one of somebody else's is none of its business.
+
+    Where everything is kept as it passed, dummies included, whoever only sees it pass is shown that.
+    """
     stems = {peer: stem(name) for peer, name in zip(ids, cast.names, strict=True)}
-    members = None if place.taps_wire or place.carries else {stems[peer] for peer in place.controls}
+    passes, passing = place.taps_wire or bool(place.carries), cast.scenario.keeps_passing
+    members = None if passes and not passing else {stems[peer] for peer in place.controls}
     ended = {m["name"]: m["ended"] for m in read_json(folder / "summary.json")["peers"]}
     unfinished = {stem(name) for name, how in ended.items() if how != "finished"}
-    return read_transcript(folder / "transcript", members, unfinished)
+    if passes and passing:
+        yield from read_transcript(passing_folder(folder), None, unfinished)
+    if members is None or members:
+        yield from read_transcript(folder / "transcript", members, unfinished)
 
 
 def own_data(cast: Cast, ids: Sequence[PeerId], place: Vantage) -> Own:

@@ -60,6 +60,8 @@ class Ended:
     alarms: int = 0  # sounded by guards that look for a hijacker
     first_alarm: int | None = None  # the step of the first
     memory_mb: float | None = None  # proportional share (PSS) at the end, where the system says it
+    cover_bytes: int = 0  # of frames that said nothing, so that those that do look like all
+    missed_slots: int = 0  # of cover traffic, that were left out because it was busy
     cpu_seconds: float | None = None  # its worker's included, where it is a process of its own
     peak_memory_mb: float | None = None  # the most that was resident (VmHWM), its worker's added; in 10^6 bytes
     round_seconds: float | None = None  # from the end of a round to that of the next, the median; of processes only
@@ -69,6 +71,7 @@ class Ended:
 
 _RECORDS = (
     "run.json", "summary.json", "events.jsonl", "metrics.jsonl", "report.html", "complete", "transcript/*.records",
+    "transcript/passing/*",
     "checkpoints/*.safetensors*", "checkpoints/*/round-*.safetensors*", "journal-*.jsonl*", "identities/*.key*",
     "pictures/*.png",
 )  # fmt: skip
@@ -271,6 +274,8 @@ def _summary(
         "bytes_per_peer_round": sum(sent) / len(sent) if sent else None,
         "bytes_received_per_peer_round": sum(heard) / len(heard) if heard else None,
         "bytes_sent": sum(m.bytes_sent for m in members),
+        "cover_bytes": sum(m.cover_bytes for m in members),
+        "missed_slots": sum(m.missed_slots for m in members),
         "bytes_counted": counted,
         "seconds": seconds,
         "seconds_per_round": seconds / max(1, max((m.rounds for m in members), default=1)),

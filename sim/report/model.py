@@ -14,6 +14,7 @@ from pydantic import BeforeValidator
 __all__ = [
     "Adversary",
     "Attacked",
+    "Attendance",
     "Cell",
     "Claim",
     "Division",
@@ -23,14 +24,18 @@ __all__ = [
     "Lengths",
     "Metric",
     "Noticed",
+    "Paced",
     "Peer",
+    "Presence",
     "Privacy",
     "Report",
+    "Right",
     "Run",
     "Setup",
     "Stage",
     "Study",
     "Summary",
+    "Suspected",
     "Tampering",
     "Traffic",
     "Wrapping",
@@ -260,6 +265,54 @@ class Lengths:
 
 
 @dataclass(frozen=True, slots=True)
+class Attendance:
+    """One peer's time at a broker, in seconds of the run."""
+
+    peer: Words = ""
+    joined: float | None = None
+    failed: tuple[float, ...] = ()
+    left: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Presence:
+    """What a broker sees besides frames."""
+
+    attendance: tuple[Attendance, ...] = ()
+    counts: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Suspected:
+    """How right the best of an observer's suspicions is, and what such are worth about another truth."""
+
+    got: float | None = None
+    floor: float | None = None
+    floor_high: float | None = None
+    by: Words = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Paced:
+    """The pace of rounds as it was guessed, as it was, and how far off that is."""
+
+    guess: float | None = None
+    was: float | None = None
+    off: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Right:
+    """How much of what an observer of times suspects is so; None: there was nothing to tell."""
+
+    full: Suspected | None = None
+    near: Suspected | None = None
+    slow: Suspected | None = None
+    codec: Suspected | None = None
+    round: Paced | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Traffic:
     """What a relay, a broker or a wire-tapper learned from sizes and times."""
 
@@ -272,6 +325,8 @@ class Traffic:
     body: int | None = None
     codecs: tuple[Words, ...] = ()
     lengths: Mapping[str, Lengths] = field(default_factory=dict)
+    presence: Presence | None = None
+    right: Right | None = None
 
 
 @dataclass(frozen=True, slots=True)
