@@ -47,8 +47,8 @@ PROTECTIONS: Final = {
 }
 """What every frame of a Mailroom has, for a run's record of what was in force. There is no mode without."""
 
-MAX_BODY: Final = 64 << 20
-"""The largest body, in bytes, unless told otherwise."""
+MAX_BODY: Final = 128 << 20
+"""The largest body, in bytes, unless told otherwise: 32 million numbers as float32. A bound, and never allocated."""
 
 KINDS: Final = frozenset(range(1, 9))
 """The kinds of message a frame may announce, unless told otherwise. A closed table: unknown kinds are refused."""

@@ -14,20 +14,20 @@ Only the last few are kept. The journal is written anew, whole, before it grows 
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
 from veilmesh.peer.machine import Keep
-from veilmesh.peer.store import write_durably, writing
+from veilmesh.peer.store import Part, tensor_parts, write_durably, writing
 
 __all__ = ["Checkpoints"]
 
 _FORMAT = "1"  # of the file; another is not read
+_AT_A_TIME = 1 << 20
 _LINES = 8  # journal lines for each checkpoint that is kept, at most
 
 
@@ -66,9 +66,9 @@ class Checkpoints:
     def write(self, kept: Keep, beside: Mapping[str, float]) -> None:
         """Put `kept` on disk, and figures `beside` it; returns when they are there. Raises BadInput if it cannot."""
         path = self._folder / f"round-{kept.round}.safetensors"
-        raw = _encoded(kept, beside, self._about)
-        write_durably(path, raw)
-        self._append(_Line(kept.round, path.name, _digest(raw)))
+        parts = _encoded(kept, beside, self._about)
+        write_durably(path, parts)
+        self._append(_Line(kept.round, path.name, _digest(parts)))
         self._forget([r for r in self.rounds() if r <= kept.round][: -self._last])
 
     def read(self, round_: int) -> _Read | None:
@@ -132,17 +132,18 @@ def _read_line(raw: bytes) -> _Line | None:
     return line if type(line.round) is int and line.file == f"round-{line.round}.safetensors" else None
 
 
-def _encoded(kept: Keep, beside: Mapping[str, float], about: Mapping[str, str]) -> bytes:
-    arrays = {name: np.ascontiguousarray(v) for name, v in kept.state.items() if isinstance(v, np.ndarray)}
+def _encoded(kept: Keep, beside: Mapping[str, float], about: Mapping[str, str]) -> list[Part]:
+    arrays = {name: v for name, v in kept.state.items() if isinstance(v, np.ndarray)}
     plain = {name: v for name, v in kept.state.items() if name not in arrays}
-    return save(arrays, metadata={**about, **_place(kept.round), "plain": json.dumps([plain, dict(beside)])})
+    return tensor_parts(arrays, {**about, **_place(kept.round), "plain": json.dumps([plain, dict(beside)])})
 
 
 def _decoded(path: Path, line: _Line, about: Mapping[str, str]) -> _Read | None:
     """What `_encoded` wrote; None if it is something else. Nothing is read from a file with another digest."""
     try:
-        if _digest(path.read_bytes()) != line.blake2b:
-            return None
+        with path.open("rb") as whole:  # piece by piece: a model's file is as large as the model
+            if _digest(iter(lambda: whole.read(_AT_A_TIME), b"")) != line.blake2b:
+                return None
         with safe_open(path, "np") as file:
             metadata = file.metadata()
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
@@ -158,5 +159,8 @@ def _place(round_: int) -> dict[str, str]:
     return {"format": _FORMAT, "round": str(round_)}
 
 
-def _digest(raw: bytes) -> str:
-    return hashlib.blake2b(raw, digest_size=32).hexdigest()
+def _digest(parts: Iterable[Part]) -> str:
+    found = hashlib.blake2b(digest_size=32)
+    for part in parts:
+        found.update(part)
+    return found.hexdigest()

@@ -6,6 +6,7 @@ a gigabyte of addresses that it never touches. A control group would not either,
 shares with its parent are charged to the parent's.
 """
 
+import ctypes
 import os
 import sys
 from collections.abc import Iterable
@@ -17,30 +18,54 @@ import anyio
 
 from veilmesh.core import BadInput
 
-__all__ = ["MIB", "Exhausted", "can_hold_cores", "can_hold_memory", "confine", "peak_memory", "watch_memory"]
+__all__ = [
+    "MIB", "Exhausted", "can_hold_cores", "can_hold_memory", "confine", "give_back", "peak_memory", "require_room",
+    "watch_memory",
+]  # fmt: skip
 
 MIB: Final = 1 << 20
 
 _LOOK_SECONDS = 0.1
-_PROCESSES = 2  # a peer and its worker
+_M_MMAP_THRESHOLD = -3  # malloc.h
+_LARGE = 1 << 18
 
 
 class Exhausted(Exception):
     """A peer has used more memory than it has: it ends, as it would on a machine of that size."""
 
 
-def confine(cores: int | None, memory: int | None, place: int = 0) -> dict[str, str]:
+def confine(cores: int | None, memory: int | None, place: int = 0, processes: int = 2) -> dict[str, str]:
     """Hold this process, and those it will start, to `cores` and to `memory` bytes; what is now in force, in words.
 
-    `place`: the how-manieth process is confined here, so that several are not all given the same cores. Raises BadInput
-    where the program alone takes more memory.
+    `place`: the how-manieth process is confined here, so that several are not all given the same cores. `processes`:
+    how many will be as large as this one is now. Raises BadInput where the program alone takes more memory.
     """
     found = {}
     if cores is not None:
         found["cores"] = _hold_cores(cores, place)
     if memory is not None:
-        found["memory"] = _hold_memory(memory)
+        found["memory"] = _hold_memory(memory, processes)
     return found
+
+
+def give_back() -> None:
+    """Have this process, and those it forks, give back what is large as soon as it is freed.
+
+    The C library (glibc) else learns from the first model that is freed to keep models' room for later ones, and never
+    fills it as well as it could. It costs time to have pages zeroed again, so only what is short of memory does it.
+    """
+    if sys.platform == "linux":
+        with suppress(AttributeError, OSError):  # another C library
+            ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE)
+
+
+def require_room(pids: Iterable[int], memory: int, processes: int = 1) -> None:
+    """Raises BadInput where `processes` times what these take already is more than there is."""
+    if (needed := processes * (peak_memory(pids) or 0)) > memory:
+        raise BadInput(
+            f"edge.memory of {memory / MIB:g} MiB is less than a peer and its worker take before they do anything "
+            f"({needed / MIB:.0f} MiB); give more."
+        )
 
 
 def can_hold_cores() -> bool:
@@ -62,16 +87,13 @@ def _hold_cores(cores: int, place: int) -> str:
     return f"{len(chosen)} (affinity: {', '.join(map(str, sorted(chosen)))})"
 
 
-def _hold_memory(memory: int) -> str:
+def _hold_memory(memory: int, processes: int) -> str:
     if not can_hold_memory():
         return f"not held to {memory / MIB:g} MiB: this system has no limit on writable memory"
     import resource
 
-    if (needed := _PROCESSES * (peak_memory([os.getpid()]) or 0)) > memory:
-        raise BadInput(
-            f"edge.memory of {memory / MIB:g} MiB is less than a peer and its worker take before they do anything "
-            f"({needed / MIB:.0f} MiB); give more."
-        )
+    require_room([os.getpid()], memory, processes)
+    give_back()
     _, most = resource.getrlimit(resource.RLIMIT_DATA)
     held = memory if most == resource.RLIM_INFINITY else min(memory, most)
     resource.setrlimit(resource.RLIMIT_DATA, (held, held))

@@ -34,6 +34,13 @@ class Link:
         self.socket = end
         self._buffer = bytearray()
 
+    @classmethod
+    def of(cls, handle: int) -> "Link":
+        """The end that this process has under a number, from before it became another program."""
+        end = socket.socket(fileno=handle)
+        end.set_inheritable(False)
+        return cls(end)
+
     def send(self, message: object) -> None:
         """Send one message; a peer that has gone is not an error here, its end is noticed elsewhere."""
         raw = msgspec.msgpack.encode(message)

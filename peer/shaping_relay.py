@@ -1,7 +1,8 @@
 """A process between one peer and everybody else, that makes its link slow: a TCP relay in front of the peer's port.
 
 Theory of operation. Others are told the relay's own port; what they send there reaches the peer over the lane DOWN.
-The peer dials a port of the relay for every neighbour, and what it sends there goes over the lane UP. Whoever answers
+The peer dials a port of the relay for every neighbour, or one for its broker, and what it sends there goes over the
+lane UP. Whoever answers
 uses the other lane. A connection exists a round trip after it was asked for, as without a relay. When a lane is shut,
 nobody is read for it; when a receiver does not read, its sender is not read either. A side that ends is told to the
 other side behind the last of its bytes; a side that breaks breaks the other.
@@ -36,10 +37,19 @@ class Relay:
     """The relay of one peer, from the peer's side. Start it before any event loop runs, and close it at last."""
 
     def __init__(self, pace: Pace, host: str, close: list[Link]) -> None:
-        self._child: Child = fork("link", lambda link: Shaper(pace, host, link).run(), close)
-        self._host = host
+        self._keep(fork("link", lambda link: Shaper(pace, host, link).run(), close), host)
+
+    @classmethod
+    def kept(cls, child: Child, host: str) -> "Relay":
+        """The relay that this process started before it became another program."""
+        made = cls.__new__(cls)
+        made._keep(child, host)
+        return made
+
+    def _keep(self, child: Child, host: str) -> None:
+        self.child, self.host = child, host
         self._ways: dict[Place, Place] = {}
-        self.pid, self.link = self._child.pid, self._child.link
+        self.pid, self.link = child.pid, child.link
 
     def front(self, peer: Place) -> Place:
         """Where others reach the peer that listens at `peer`."""
@@ -59,14 +69,14 @@ class Relay:
 
     def close(self) -> None:
         """End it."""
-        self._child.kill()
+        self.child.kill()
 
     def _asked(self, question: dict[str, Place]) -> Place:
         self.link.send(question)
         answer = self._answer()
         if "failed" in answer:
             raise BadInput(f"No slow link can be had: {answer['failed']}; leave out edge.rate and edge.delay.")
-        return self._host, answer["port"]
+        return self.host, answer["port"]
 
     def _answer(self) -> Any:
         if (answer := self.link.receive()) is None:
@@ -137,9 +147,9 @@ class Shaper:
             return {"carried": [lane.carried for lane in self._lanes]}
         [(what, (host, port))] = message.items()
         try:
-            return {"port": self._listen((host, port), DOWN if what == "front" else UP)}
+            return {"port": self._listen(_numeric(host, port), DOWN if what == "front" else UP)}
         except OSError as error:
-            return {"failed": os.strerror(error.errno or 0)}
+            return {"failed": f"{host}: {error.strerror}"}
 
     def _listen(self, target: Place, lane: int) -> int:
         listening = socket.socket(_family(self._host))
@@ -259,6 +269,12 @@ class Shaper:
         times = [seconds for lane in self._lanes if (seconds := lane.next(now)) is not None]
         times += [seconds for lane in self._lanes if (seconds := lane.opens(now))]
         return min(times, default=None)
+
+
+def _numeric(host: str, port: int) -> Place:
+    """Where a name leads: looked up once, for a look-up would hold up everybody. Raises OSError."""
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return str(found[0][4][0]), port
 
 
 def _family(host: str) -> socket.AddressFamily:

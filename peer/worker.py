@@ -8,12 +8,13 @@ import os
 import pickle  # only between this process and the child it forked itself
 import socket
 from collections.abc import Callable, Sequence
-from typing import Protocol, TypeAlias, runtime_checkable
+from contextlib import suppress
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import anyio
 
 from veilmesh.core import LocalError
-from veilmesh.peer.processes import Link, fork
+from veilmesh.peer.processes import Child, Link, fork
 
 __all__ = ["Errand", "Executor", "InlineWorker", "ProcessWorker", "Worker", "with_errands"]
 
@@ -72,9 +73,24 @@ class ProcessWorker:
     """
 
     def __init__(self, prepare: Callable[[], Executor], close: Sequence[Link] = ()) -> None:
-        self._child = fork("worker", lambda link: _serve(link, prepare), close)
+        self._keep(fork("worker", lambda link: _serve(link, prepare), close))
+
+    @classmethod
+    def kept(cls, child: Child) -> "ProcessWorker":
+        """The worker that this process forked before it became another program."""
+        made = cls.__new__(cls)
+        made._keep(child)
+        return made
+
+    def _keep(self, child: Child) -> None:
+        self._child = child
         self._child.link.socket.setblocking(False)
         self._lock = anyio.Lock(fast_acquire=True)  # a turn of the loop less for every task; waiting for it is fair
+
+    @property
+    def child(self) -> Child:
+        """The process itself."""
+        return self._child
 
     @property
     def pid(self) -> int:
@@ -82,8 +98,10 @@ class ProcessWorker:
 
     async def run(self, tasks: Sequence[object]) -> list[object]:
         async with self._lock:
-            await self._write(pickle.dumps(tasks, protocol=5))
-            answer = pickle.loads(await self._read())
+            # Whoever asks goes on while this is sent, and may change its vectors: what is sent is a copy.
+            for part in [bytes(part) for part in _parts(tasks)]:
+                await self._write(part)
+            answer = await self._read()
         if isinstance(answer, str):
             raise LocalError(f"the worker failed: {answer}")
         assert isinstance(answer, list)
@@ -93,8 +111,8 @@ class ProcessWorker:
         """End the child."""
         self._child.kill()
 
-    async def _write(self, payload: bytes) -> None:
-        data = memoryview(len(payload).to_bytes(_HEADER, "big") + payload)
+    async def _write(self, part: bytes) -> None:
+        data = memoryview(part)
         end = self._child.link.socket
         while data:
             try:
@@ -104,10 +122,12 @@ class ProcessWorker:
             except OSError:
                 raise LocalError(f"the worker process has ended: {self._ended()}") from None
 
-    async def _read(self) -> bytearray:
+    async def _read(self) -> object:
         await anyio.wait_readable(self._child.link.socket)
-        size = int.from_bytes(await self._exactly(_HEADER), "big")
-        return await self._exactly(size)
+        count = int.from_bytes(await self._exactly(_HEADER), "big")
+        sizes = _sizes(await self._exactly(_HEADER * count))
+        body, *vectors = [await self._exactly(size) for size in sizes]
+        return pickle.loads(body, buffers=vectors)
 
     async def _exactly(self, size: int) -> bytearray:
         end = self._child.link.socket
@@ -134,19 +154,46 @@ class ProcessWorker:
 def _serve(link: Link, prepare: Callable[[], Executor]) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     execute = prepare()
-    while header := _received(link.socket, _HEADER):
-        tasks = pickle.loads(_received(link.socket, int.from_bytes(header, "big")))
-        try:
-            answer: object = execute(tasks)
-        except Exception as error:  # noqa: BLE001  # the process edge: the asking peer is told, and decides
-            answer = f"{type(error).__name__}: {error}"
-        payload = pickle.dumps(answer, protocol=5)
-        link.socket.sendall(len(payload).to_bytes(_HEADER, "big") + payload)
+    with suppress(EOFError):  # the peer has closed: it wants no more
+        while True:
+            tasks = _received(link.socket)
+            try:
+                answer: object = execute(tasks)
+            except Exception as error:  # noqa: BLE001  # the process edge: the asking peer is told, and decides
+                answer = f"{type(error).__name__}: {error}"
+            del tasks  # a model; there may be no room for two
+            for part in _parts(answer):
+                link.socket.sendall(part)
+            del answer
 
 
-def _received(end: socket.socket, size: int) -> bytes:
-    """The next `size` bytes, in one call where they are all there; fewer once the other end has closed."""
-    data = end.recv(size, socket.MSG_WAITALL)
-    while len(data) < size and (more := end.recv(size - len(data), socket.MSG_WAITALL)):
-        data += more
-    return data
+def _parts(value: object) -> list[bytes | memoryview]:
+    """`value` as it travels: how many parts follow, how long each is, the pickle, and the vectors of it as they lie in
+    memory: a model is not copied to be said."""
+    vectors: list[pickle.PickleBuffer] = []
+    body = pickle.dumps(value, protocol=5, buffer_callback=vectors.append)
+    parts: list[bytes | memoryview] = [body, *(vector.raw() for vector in vectors)]
+    sizes = [len(parts), *(len(part) for part in parts)]
+    return [b"".join([*(size.to_bytes(_HEADER, "big") for size in sizes), body]), *parts[1:]]
+
+
+def _sizes(raw: bytes | bytearray) -> list[int]:
+    return [int.from_bytes(raw[at : at + _HEADER], "big") for at in range(0, len(raw), _HEADER)]
+
+
+def _received(end: socket.socket) -> Any:
+    """The next value. Raises EOFError once the other end has closed."""
+    count = int.from_bytes(_exactly(end, _HEADER), "big")
+    body, *vectors = [_exactly(end, size) for size in _sizes(_exactly(end, _HEADER * count))]
+    return pickle.loads(body, buffers=vectors)
+
+
+def _exactly(end: socket.socket, size: int) -> bytearray:
+    """The next `size` bytes, in one call where they are all there. Raises EOFError."""
+    buffer = bytearray(size)
+    view, at = memoryview(buffer), 0
+    while at < size:
+        if not (got := end.recv_into(view[at:], 0, socket.MSG_WAITALL)):
+            raise EOFError
+        at += got
+    return buffer

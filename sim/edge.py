@@ -19,6 +19,7 @@ __all__ = ["Edge", "Laps", "edge_figures"]
 
 _BYTES: Final = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 _BITS: Final = {"bit": 1, "kbit": 10**3, "Mbit": 10**6, "Gbit": 10**9}
+_SLOWED: Final = ("libp2p", "mqtt")  # transports whose connections a relay can stand in
 _BEYOND: Final = ("announce", "discovery", "relay", "serve")  # ways of a transport that no relay here stands in
 
 
@@ -85,7 +86,7 @@ class Edge(BaseModel):
         if self.pace is None:
             return None
         other = [name for name in _BEYOND if transport.get(name)]
-        if transport["name"] != "libp2p" or other:
+        if transport["name"] not in _SLOWED or other:
             what = " and ".join(f"transport.{name}" for name in other) or f"transport {transport['name']!r}"
             return f"what passes {what} is not slowed down; leave it out, or edge.rate and edge.delay"
         return None

@@ -11,6 +11,7 @@ import numpy as np
 
 from veilmesh.core import LocalError, Refusal, RemoteError
 from veilmesh.crypto.codecs.base import Codec, Decoded, Vector
+from veilmesh.crypto.codecs.bfloat16 import BFloat16
 from veilmesh.crypto.codecs.dense import Dense
 from veilmesh.crypto.codecs.fewbits import EightBitZstd, FourBit, TwoBit
 from veilmesh.crypto.codecs.lowrank import LowRank
@@ -37,6 +38,7 @@ WIRE_IDS: Final[Mapping[int, type[Codec]]] = {
     10: RandK,
     11: LowRank,
     12: NormalFloat,
+    13: BFloat16,
 }
 """Which class decodes what begins with which byte."""
 

@@ -1,17 +1,38 @@
-"""A transport behind a slow link: any transport of multiaddrs over TCP, whose bytes all pass a shaping relay.
+"""A transport behind a slow link: its bytes all pass a shaping relay.
 
-Not registered: it is an experiment's surroundings, and no way of its own.
+A transport of multiaddrs over TCP listens behind the relay and dials through it; one of a broker dials the broker
+through it, and has nobody dial it. Not registered: it is an experiment's surroundings, and no way of its own.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Protocol, TypeAlias, runtime_checkable
 
 from veilmesh.core import BadInput
 from veilmesh.peer.machine import PeerId
 from veilmesh.peer.shaping_relay import Relay
 from veilmesh.peer.transports.base import Arrival, Traffic, Transport
 
-__all__ = ["Shaped"]
+__all__ = ["Brokered", "Shaped", "shaped"]
+
+_Place: TypeAlias = tuple[str, int]
+
+
+@runtime_checkable
+class Brokered(Protocol):
+    """A transport that connects to one place, a broker's, whoever it speaks to."""
+
+    def reach_by(self, way: Callable[[_Place], _Place]) -> None:
+        """Connect, once open, to where `way` leads from the broker's place."""
+        ...
+
+
+def shaped(inner: Transport, relay: Relay) -> Transport:
+    """`inner`, not open yet, behind the slow link. Raises BadInput: there is no way to its broker."""
+    if isinstance(inner, Brokered):
+        inner.reach_by(relay.way)
+        return inner
+    return Shaped(inner, relay)
 
 
 class Shaped:
@@ -57,7 +78,7 @@ class Shaped:
         await self._inner.send(to, frame)
 
 
-def _place(address: str) -> tuple[str, int]:
+def _place(address: str) -> _Place:
     parts = address.split("/")
     if len(parts) < 5 or parts[1] not in ("ip4", "ip6") or parts[3] != "tcp" or not parts[4].isdigit():
         raise BadInput(
@@ -66,7 +87,7 @@ def _place(address: str) -> tuple[str, int]:
     return parts[2], int(parts[4])
 
 
-def _moved(address: str, place: tuple[str, int]) -> str:
+def _moved(address: str, place: _Place) -> str:
     """`address` with another host and port."""
     host, port = place
     return "/".join(["", "ip6" if ":" in host else "ip4", host, "tcp", str(port), *address.split("/")[5:]])

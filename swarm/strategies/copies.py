@@ -7,17 +7,20 @@ comes; so memory is bounded by links, whatever is said on them.
 
 import hashlib
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import overload
 
-from veilmesh.crypto.codecs.base import Vector
+from veilmesh.crypto.codecs.base import Decoded, Vector
 from veilmesh.peer.machine import PeerId
 
-__all__ = ["AHEAD", "VOUCHED", "Copies", "digest"]
+__all__ = ["AHEAD", "VOUCHED", "Copies", "Offsets", "Unread", "digest"]
 
 AHEAD = 8
 """How many rounds a neighbour's update may be ahead of ours, and how many behind a gap it is kept while the gap's copy
 has not come; what is further is dropped, so memory stays bounded."""
 
+_LARGE = 1 << 20  # bytes of a vector that is worth reading twice
 VOUCHED = 16
 """Of how many rounds the digests of a public copy are kept: as long as one who comes late may take to ask for them."""
 
@@ -25,6 +28,48 @@ VOUCHED = 16
 def digest(copy: Vector) -> bytes:
     """SHA-256 of a public copy (d,), as little-endian float32: both ends of a link hold the same bits."""
     return hashlib.sha256(copy.astype("<f4", copy=False).tobytes()).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class Unread:
+    """An update as it came, which was read once to see that it can be, and is read again when it is added: of a large
+    model, what waits takes as little room as what was sent."""
+
+    blob: bytes
+    decode: Callable[[bytes], Decoded]
+
+    @classmethod
+    def kept(cls, blob: bytes, decode: Callable[[bytes], Decoded]) -> "Vector | Unread":
+        """What is best kept of an update: its vector, unless that is large and its bytes are fewer. Raises as `decode`
+        does."""
+        values = decode(blob).values
+        small = values.nbytes < _LARGE or len(blob) > 0.6 * values.nbytes
+        return values if small else cls(blob, decode)
+
+    def read(self) -> Vector:
+        """The update (d,)."""
+        return self.decode(self.blob).values
+
+
+@dataclass(frozen=True, slots=True)
+class Offsets(Sequence[Vector]):
+    """The offsets (d,) of copies from our own, each made when it is asked for."""
+
+    copies: tuple[Vector, ...]
+    mine: Vector
+
+    def __len__(self) -> int:
+        return len(self.copies)
+
+    @overload
+    def __getitem__(self, place: int) -> Vector: ...
+    @overload
+    def __getitem__(self, place: slice) -> "Offsets": ...
+    def __getitem__(self, place: int | slice) -> "Vector | Offsets":
+        if isinstance(place, slice):
+            return Offsets(self.copies[place], self.mine)
+        offset: Vector = self.copies[place] - self.mine
+        return offset
 
 
 class Copies:
@@ -42,7 +87,7 @@ class Copies:
         self.said = -1  # the round after which our own copy stands: the last whose update was said
         self.copies: dict[PeerId, Vector] = {me: initial}  # of synced links, and ours
         self.next: dict[PeerId, int] = {}  # of synced links: the round of the next update to add to the copy
-        self.inbox: dict[PeerId, dict[int, Vector]] = {}  # of open links: updates that are not added yet
+        self.inbox: dict[PeerId, dict[int, Vector | Unread]] = {}  # of open links: updates that are not added yet
         self.digests: dict[PeerId, dict[int, bytes]] = {}
 
     # --- links -------------------------------------------------------------------------------------------------
@@ -96,7 +141,7 @@ class Copies:
             next(r for r in itertools.count(self.next[peer]) if r not in self.inbox[peer]) if peer in self.next else 0
         )
 
-    def put(self, peer: PeerId, round_: int, update: Vector) -> None:
+    def put(self, peer: PeerId, round_: int, update: Vector | Unread) -> None:
         """Keep an update (d,) until its turn; without a copy to add it to, only if it is among the latest."""
         inbox = self.inbox[peer]
         inbox[round_] = update
@@ -119,7 +164,8 @@ class Copies:
     def apply(self, peer: PeerId, round_: int) -> None:
         """Add what is here of a synced link, in order, up to `round_`."""
         while self.next[peer] <= round_ and self.next[peer] in self.inbox[peer]:
-            self.copies[peer] = self.copies[peer] + self.inbox[peer].pop(self.next[peer])
+            update = self.inbox[peer].pop(self.next[peer])
+            self.copies[peer] = self.copies[peer] + (update.read() if isinstance(update, Unread) else update)
             self.next[peer] += 1
             self._record(peer, self.next[peer] - 1)
 

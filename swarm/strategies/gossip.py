@@ -31,6 +31,7 @@ States: (JOINING, if late ->) TRAINING (waits for WorkDone) -> GATHERING (waits 
 timer) -> TRAINING ... -> CLOSING (waits for the last evaluation) -> stopped.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Annotated, ClassVar, cast
@@ -62,12 +63,13 @@ from veilmesh.peer.machine import (
     WorkFailed,
 )
 from veilmesh.swarm import messages
+from veilmesh.swarm.aggregators.base import Needs
 from veilmesh.swarm.guards.base import RoundInfo
 from veilmesh.swarm.sealer import astray
 from veilmesh.swarm.strategies.answers import Answers
 from veilmesh.swarm.strategies.base import STRATEGIES, Evaluated, Kit, Outcome, Trained
 from veilmesh.swarm.strategies.catching_up import CatchingUp
-from veilmesh.swarm.strategies.copies import AHEAD, Copies
+from veilmesh.swarm.strategies.copies import AHEAD, Copies, Offsets, Unread
 from veilmesh.swarm.strategies.evaluation import Evaluation
 from veilmesh.swarm.strategies.joining import ATTEMPTS, Joining
 from veilmesh.swarm.strategies.keeping import keep, recalled
@@ -227,11 +229,13 @@ class GossipMachine:
         scores = self._evaluation.due(self._round, lambda: self._x)
         return [CancelTimer("round"), note, *vouches, *kept, *scores, *self._go_on()]
 
-    def _heard(self) -> tuple[list[PeerId], list[Vector]]:
-        """Whose copies are of this round, and their offsets (d,) from our own."""
+    def _heard(self) -> tuple[list[PeerId], Sequence[Vector]]:
+        """Whose copies are of this round, and their offsets (d,) from our own; one at a time where only a sum is
+        wanted: a large model's offsets would be as large as all the copies."""
         heard = [p for p in self._links.neighbours if self._held.next.get(p) == self._round + 1]
         mine = self._held.copies[self._kit.me]
-        return heard, [self._held.copies[p] - mine for p in heard]
+        offsets = Offsets(tuple(self._held.copies[p] for p in heard), mine)
+        return heard, offsets if self._kit.aggregator.needs is Needs.SUM else list(offsets)
 
     def _outer(self, mixed: Vector) -> Vector:
         """What the next round begins with, after mixing (d,): a seam for protocols with an outer optimizer."""
@@ -351,7 +355,7 @@ class GossipMachine:
         self._check_round(round_, max(held.next[sender], self._round - AHEAD + 1), round_)
         if round_ in held.inbox[sender]:
             raise RemoteError(Refusal.MISMATCH, f"a second update for round {round_}")
-        held.put(sender, round_, self._kit.sealer.decode(blob).values)
+        held.put(sender, round_, Unread.kept(blob, self._kit.sealer.decode))
         if held.position(sender) > self._round + AHEAD:  # no round of ours needs an earlier copy: let it be the latest
             held.apply(sender, round_)
         self._near.made_good(sender, self._round)

@@ -25,7 +25,7 @@ WORST = {  # largest error of a said coordinate, as a fraction of the largest ma
     "dense": 0.0, "top-k": 0.0, "top-k-plain": 0.0, "rand-k": 0.0,
     "8-bit": 1 / 127, "8-bit-zstd": 1.008 / 127, "4-bit": 1.008 / 7, "nf4": 1.008 * (1 - 0.6961928) / 2,
     "normal-float": 1.008 * (1 - 0.6961928) / 2,
-    "2-bit": 1.008, "sign": 1.008,
+    "2-bit": 1.008, "sign": 1.008, "bf16": 1 / 256,
 }  # fmt: skip
 
 
@@ -67,7 +67,7 @@ def test_the_table_of_wire_ids_is_complete_and_nobody_shares_a_number():
     assert all(codec.wire_id == number for number, codec in WIRE_IDS.items())
     assert {number: codec.__name__ for number, codec in WIRE_IDS.items()} == {  # given away for good
         1: "Dense", 2: "TopK", 3: "EightBit", 4: "TopKPacked", 5: "EightBitZstd", 6: "FourBit", 7: "TwoBit",
-        8: "NormalFloat4", 9: "Sign", 10: "RandK", 11: "LowRank", 12: "NormalFloat",
+        8: "NormalFloat4", 9: "Sign", 10: "RandK", 11: "LowRank", 12: "NormalFloat", 13: "BFloat16",
     }  # fmt: skip
 
 

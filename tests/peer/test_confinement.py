@@ -1,8 +1,10 @@
 """What a process is held to, read back from the kernel; each scene in an interpreter of its own, which stays held."""
 
 import os
+import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import anyio
 import pytest
@@ -15,6 +17,7 @@ from veilmesh.peer.confinement import (
     can_hold_memory,
     confine,
     peak_memory,
+    require_room,
     watch_memory,
 )
 
@@ -53,9 +56,27 @@ def scene_memory() -> None:
     raise AssertionError("more than it has")
 
 
+def scene_what_is_large_is_given_back_at_once() -> None:
+    confine(None, 1024 * MIB)
+    bytearray(b"x") * (8 * MIB)  # as a model that came and went: the C library would keep room for the next
+    models = [bytearray(b"x") * MIB for _ in range(100)]
+    before = resident()
+    del models[::2]
+    assert before - resident() > 40 * MIB
+
+
+def resident() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS:"))
+
+
 @pytest.mark.parametrize(
     "scene",
     [
+        pytest.param(
+            "scene_what_is_large_is_given_back_at_once",
+            marks=[memory, pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")],
+        ),
         pytest.param("scene_cores", marks=cores),
         pytest.param("scene_more_cores_than_there_are", marks=cores),
         pytest.param("scene_memory", marks=memory),
@@ -70,6 +91,10 @@ def test_scene(scene: str) -> None:
 def test_less_memory_than_the_program_takes_is_refused() -> None:
     with pytest.raises(BadInput, match="edge.memory of 1 MiB is less than a peer and its worker take"):
         confine(None, MIB)
+    used = peak_memory([os.getpid()]) or 0
+    require_room([os.getpid()], 2 * used)
+    with pytest.raises(BadInput, match="is less than a peer and its worker take"):
+        require_room([os.getpid(), os.getpid()], used)
 
 
 @memory

@@ -101,8 +101,8 @@ class Running:
         self.thread = threading.Thread(target=lambda: Shaper(pace, "127.0.0.1", other).run(), daemon=True)
         self.thread.start()
 
-    def ask(self, what: str, port: int = 0) -> int:
-        self.link.send({what: ["127.0.0.1", port]})
+    def ask(self, what: str, port: int = 0, host: str = "127.0.0.1") -> int:
+        self.link.send({what: [host, port]})
         return int(self.link.receive()["port"])
 
     def carried(self) -> list[int]:
@@ -166,6 +166,15 @@ def test_nobody_at_the_other_end_is_told_as_such(fast: Running, listening: socke
     reset = contextlib.suppress(ConnectionResetError)  # while it dials, or after
     with reset, socket.create_connection(("127.0.0.1", port), timeout=20) as dialled:
         assert dialled.recv(1) == b""
+
+
+def test_a_name_is_looked_up_and_one_that_is_nobodys_is_said_to_be(fast: Running, listening: socket.socket) -> None:
+    port = fast.ask("way", listening.getsockname()[1], "localhost")
+    with socket.create_connection(("127.0.0.1", port), timeout=20):
+        listening.accept()[0].close()
+    fast.link.send({"way": ["nobody.invalid", 1]})
+    assert "nobody.invalid" in fast.link.receive()["failed"]
+    assert fast.carried() == [0, 0]  # it goes on
 
 
 def test_a_slow_link_is_shared_by_all_connections(listening: socket.socket) -> None:

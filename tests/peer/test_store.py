@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from veilmesh.core import BadInput
-from veilmesh.peer.store import load_parameters, save_parameters
+from veilmesh.peer.store import load_parameters, save_parameters, tensor_parts, write_durably
 
 X = np.linspace(-3, 3, 50, dtype=np.float32)
 
@@ -51,3 +53,31 @@ def test_what_is_missing_or_something_else_is_refused(tmp_path: Path) -> None:
     for name in ("nothing", "other.safetensors", "."):
         with pytest.raises(BadInput, match=r"run again"):
             load_parameters(tmp_path / name)
+
+
+KINDS = st.sampled_from(["f8", "f4", "f2", "i8", "i4", "i2", "i1", "u8", "u4", "u2", "u1", "?"])
+ARRAYS = KINDS.flatmap(lambda kind: hnp.arrays(kind, hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4)))
+NAMES = st.text(max_size=8).filter(lambda name: name != "__metadata__")
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    arrays=st.dictionaries(NAMES, ARRAYS, max_size=4), about=st.dictionaries(st.text(max_size=8), st.text(max_size=8))
+)
+def test_safetensors_itself_reads_what_is_written_in_parts(
+    tmp_path: Path, arrays: dict[str, np.ndarray], about: dict[str, str]
+) -> None:
+    write_durably(tmp_path / "x", tensor_parts(arrays, about))
+    with safe_open(tmp_path / "x", "np") as file:
+        assert (file.metadata() or {}) == about
+        assert set(file.keys()) == set(arrays)
+        for name, array in arrays.items():
+            found = file.get_tensor(name)
+            assert (found.dtype, found.shape) == (array.dtype, array.shape)
+            assert found.tobytes() == array.tobytes()
+
+
+def test_a_model_is_written_from_where_it_lies() -> None:
+    _, vector = tensor_parts({"x": X}, {})
+    assert isinstance(vector, memoryview)
+    assert np.shares_memory(np.frombuffer(vector, np.uint8), X)

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 import anyio
+import numpy as np
 import pytest
 
 from veilmesh.core import LocalError
@@ -76,6 +77,43 @@ def scene_large_things_travel() -> None:
 
     async def scene(worker: ProcessWorker) -> None:
         assert await worker.run([("double", large)]) == [large * 2]
+
+    with_worker(scene)
+
+
+def scene_vectors_of_every_kind_travel() -> None:
+    whole = np.arange(3_000_000, dtype=np.float32)
+    frozen = np.arange(5, dtype=np.int64)
+    frozen.flags.writeable = False
+    kinds = [whole, whole[::2], np.zeros(0, np.float32), frozen, np.ones((3, 4), ">f8", order="F")]
+
+    async def scene(worker: ProcessWorker) -> None:
+        for kind in kinds:
+            [found] = await worker.run([("double", kind)])
+            assert isinstance(found, np.ndarray)
+            assert (found.dtype, found.shape) == ((kind * 2).dtype, kind.shape)
+            assert (found == kind * 2).all()
+            assert found.flags.writeable
+        assert await worker.run([("double", [b"", "both"])]) == [[b"", "both"] * 2]
+
+    with_worker(scene)
+
+
+def scene_what_is_asked_is_asked_as_it_was() -> None:
+    """Whoever asks may go on with its vectors at once."""
+    large = np.ones(4_000_000, np.float32)
+
+    async def scene(worker: ProcessWorker) -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ask, worker)
+            for _ in range(3):  # it has begun to send, and waits for the worker to read
+                await anyio.lowlevel.checkpoint()
+            large.fill(7)
+
+    async def ask(worker: ProcessWorker) -> None:
+        [found] = await worker.run([("double", large)])
+        assert isinstance(found, np.ndarray)
+        assert (found == found[-1]).all()
 
     with_worker(scene)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import psutil
 import pytest
+from brokers import broker, needs_mosquitto, tls_files
 from meshes import alive, family, members, rounds_done, up, wait_for
 
 from veilmesh.core import BadInput
@@ -168,6 +169,9 @@ def test_the_kernel_holds_the_peer_and_its_worker_and_nothing_is_left(tmp_path: 
         assert set(other.cpu_affinity()) == every
         assert device.rlimit(psutil.RLIMIT_DATA) == (1 << 30, 1 << 30)
         assert other.rlimit(psutil.RLIMIT_DATA)[0] != 1 << 30
+        # of the device's processes only the worker has torch; the link is a copy of what the peer was once
+        assert not any("torch" in where.path for where in device.memory_maps())
+        assert device.memory_info().rss < other.memory_info().rss / 1.3
         device.kill()  # its worker and its link go with it; the others go on
         wait_for(lambda: len(alive(everybody)) == len(everybody) - 3, "three processes to end")
         process.kill()
@@ -202,6 +206,64 @@ def test_one_that_runs_out_of_memory_ends_and_the_others_go_on(tmp_path: Path) -
     assert summary["edge"]["finished"] == 0
 
 
-def test_only_transports_of_addresses_are_slowed_down() -> None:
-    """The refusal above knows libp2p by name: whoever adds another transport decides anew."""
-    assert set(TRANSPORTS.names()) == {"libp2p", "memory", "mqtt"}
+def test_a_transport_that_no_relay_stands_in_is_refused_a_slow_link() -> None:
+    edge = Edge(rate=1e6)
+    refused = [name for name in TRANSPORTS.names() if edge.misplaced(3, "libp2p", {"name": name}, False)]
+    assert refused == [name for name in TRANSPORTS.names() if name not in ("libp2p", "mqtt")]
+    assert edge.misplaced(3, "libp2p", {"name": "mqtt", "broker": "127.0.0.1:1883", "tls": True}, False) is None
+
+
+# --- through a broker ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def through(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str]:
+    """The same run, through a broker with TLS, whose name is not that of the slow link."""
+    folder = tmp_path_factory.mktemp("mqtt")
+    with broker(folder, lines=tls_files(folder)) as relay:
+        over = (
+            "--set",
+            "transport.name=mqtt",
+            "--set",
+            f"transport.broker={relay.place}",
+            "--set",
+            "transport.tls=true",
+        )
+        with up(folder / "run", *SMALL, *over, "--set", f"transport.ca={folder}/cert.pem") as process:
+            output, _ = process.communicate(timeout=90)
+    assert process.returncode == 0, output
+    return json.loads((folder / "run" / "summary.json").read_text()), output
+
+
+@held
+@needs_mosquitto
+@pytest.mark.slow
+def test_a_broker_is_reached_over_the_slow_link_too(through: tuple[dict[str, Any], str]) -> None:
+    summary, _ = through
+    device, edge = summary["peers"][0], summary["edge"]
+    assert "1 Mbit/s and 50 ms each way (a relay between it and its broker)" in device["limits"]["link"]
+    assert edge["rounds"] == 3
+    assert 100 < edge["peak_memory_mb"] < 600
+    assert summary["protections"]["channel"] == "tls"
+    assert edge["round_seconds_longest"] >= edge["round_seconds"] > 0.1  # a model there, and one back
+    assert 8 * device["bytes_sent"] / summary["seconds"] < 1e6
+    assert device["bytes_sent"] > 2 * 3 * 4 * 4810
+
+
+@held
+@needs_mosquitto
+@pytest.mark.slow
+def test_it_comes_to_the_same_model_as_over_libp2p(
+    run: tuple[Path, dict[str, Any], str], through: tuple[dict[str, Any], str]
+) -> None:
+    assert through[0]["model_bits"] == run[1]["model_bits"]
+
+
+@needs_mosquitto
+@pytest.mark.slow
+def test_a_broker_that_is_not_there_is_called_by_its_own_name(tmp_path: Path) -> None:
+    over = ("--set", "transport.name=mqtt", "--set", "transport.broker=127.0.0.1:9", "--set", "edge.delay=0.01")
+    with up(tmp_path / "run", "--peers", "3", *over) as process:
+        output, _ = process.communicate(timeout=90)
+    assert process.returncode == 2
+    assert "at 127.0.0.1:9" in " ".join(output.split())
