@@ -6,7 +6,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install system demo test test-all check lint types layers format reference bench-attacks bench-chain bench-codecs bench-crypto bench-defences bench-encrypted bench-mesh bench-smashed bench-split fuzz clean FORCE
+.PHONY: help install system demo test test-all check lint types layers format reference bench-attacks bench-chain bench-codecs bench-crypto bench-defences bench-encrypted bench-mesh bench-smashed bench-split bench-transports fuzz clean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -80,6 +80,9 @@ bench-smashed: install ## pictures from activations at four depths, beside a pla
 
 bench-split: install ## a step of split training between two peers; BASELINES=DIR: hivemind's script beside it; DATA=DIR: MNIST
 	@$(BIN)/python bench/bench_split.py $(if $(DATA),--data '$(DATA)') $(if $(BASELINES),--baselines '$(BASELINES)') $(if $(ENVIRONMENTS),--environments '$(ENVIRONMENTS)')
+
+bench-transports: install ## 10 and 100 MB over MQTT, libp2p and what else there is; HIVEMIND=PYTHON, GRPC=PYTHON: ones that have them
+	@$(BIN)/python bench/bench_transports.py $(if $(REPEAT),--repeat '$(REPEAT)') $(if $(HIVEMIND),--hivemind '$(HIVEMIND)') $(if $(GRPC),--grpc '$(GRPC)')
 
 fuzz: install ## a million mutations of remote bytes through every decoder; TOTAL=N: another number
 	@$(BIN)/python bench/fuzz_decoders.py $(if $(TOTAL),--total '$(TOTAL)')

@@ -6,7 +6,21 @@ from typing import Annotated
 
 import typer
 
-from veilmesh.cli import attack, doctor, identity, invite, join, listing, metrics, report, study, tensorboard, up, view
+from veilmesh.cli import (
+    attack,
+    broker,
+    doctor,
+    identity,
+    invite,
+    join,
+    listing,
+    metrics,
+    report,
+    study,
+    tensorboard,
+    up,
+    view,
+)
 from veilmesh.cli.outcome import INTERRUPTED
 from veilmesh.core import BadInput
 
@@ -41,6 +55,7 @@ app.command("up")(up.up)
 app.command("invite")(invite.invite)
 app.command("join")(join.join)
 app.command("identity")(identity.identity)
+app.command("broker")(broker.broker)
 app.add_typer(study.app, name="study")
 app.command("attack")(attack.attack)
 app.command("view")(view.view)

@@ -1,13 +1,15 @@
 """From a scenario to what its peers are made of: data, network, graph, kits. The same for every world.
 
 `Cast` is what everybody who runs a scenario shares; it is prepared once, in a parent that then forks (so the data is
-in memory once), or in the one process of a simulation. Nothing here trains.
+in memory once), or in the one process of a simulation. Nothing here trains, and torch is imported only where it is
+computed with: the process of a peer whose worker is another needs none.
 """
 
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,10 +42,7 @@ from veilmesh.swarm.strategies.gossip import GossipMachine
 from veilmesh.swarm.topology import TOPOLOGIES, Topology
 from veilmesh.tasks.data.base import SOURCES, Dataset
 from veilmesh.tasks.models.base import MODELS
-from veilmesh.tasks.models.build import build_model, check_fit, layout
 from veilmesh.tasks.partition import PARTITIONS
-from veilmesh.tasks.private import require_apart
-from veilmesh.tasks.scoring import importance
 from veilmesh.tasks.work import Evaluate, Private, Settings, Train, batch_indices, poisson_indices
 
 if TYPE_CHECKING:
@@ -118,14 +117,14 @@ class Cast:
         shards = partition.split(dataset.train_y, scenario.peers, generator(scenario.seed, "partition"))
         model = scenario.model or suitable(dataset)
         scenario = scenario.model_copy(update={"model": model})
-        check_fit(model.name, dataset.per_pixel)
+        _fit(model, dataset)
         if scenario.door.open and code_named(model.model_dump()):
             raise BadInput(
                 f"Nobody can join a mesh whose model is named by import path, as {model.name!r} is: no newcomer runs "
                 "what a stranger names; take another model, or leave door.open out."
             )
         if scenario.training.private:
-            require_apart(model.name, _network(model, dataset, scenario.seed), dataset.shape)
+            _apart(model, dataset, scenario.seed)
         sharing: Sharing = scenario.sharing.build(SHARINGS)
         if why := _cannot_share(scenario, sharing):
             raise BadInput(f"sharing {scenario.sharing.name!r} {why}")
@@ -198,8 +197,9 @@ class Cast:
     @cached_property
     def layout(self) -> Layout:
         """What is where in a model's parameters."""
-        data, model = self.dataset, self.model
-        return tuple(layout(build_model(model.name, model.options, data.shape, data.classes, self.scenario.seed)))
+        from veilmesh.tasks.models.build import layout
+
+        return tuple(layout(_network(self.model, self.dataset, self.scenario.seed)))
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -280,6 +280,11 @@ class Cast:
         return self.tamper.wrap(machine, *self._inside(index, ids, kit))
 
     @property
+    def serves(self) -> bool:
+        """Whether its server says something else than its model."""
+        return isinstance(self._sharing, Serves)
+
+    @property
     def withheld(self) -> Mask | None:
         """Of a server's model, what no client is ever told (d,); None where all is said, or there is no server's."""
         return self._served.hidden if self._served else None
@@ -308,7 +313,7 @@ class Cast:
         mine = self.shards[index] if index < scenario.peers else np.arange(1)
         x, y = data.train_x[mine], data.train_y[mine]
         personal = scenario.evaluate_on == "own" and index < scenario.peers
-        counts = importance(y, data.test_y, data.classes) if personal else None
+        counts = _importance(y, data) if personal else None
         if self.tamper is not None and index in self.tampering:
             x, y = self.tamper.data(x, y, data.classes, generator(scenario.seed, "tamper-data", index))
         own = Own(
@@ -377,22 +382,27 @@ class Cast:
         return sharing.drawn(_setting(scenario, self.dataset), self._private(index), index, round_)
 
     def vantage(self, text: str, ids: Sequence[PeerId]) -> Vantage:
-        """The vantage written as `peer:3`, `server`, `wire`, `relay`, `relay:3`, or several of them, who pool what they
-        see, as `peer:0+peer:3`. Raises BadInput if there is no such place."""
+        """The vantage written as `peer:3`, `server`, `wire`, `broker`, `relay`, `relay:3`, or several of them, who pool
+        what they see, as `peer:0+peer:3`. Raises BadInput if there is no such place."""
         places, relays = text.split("+"), self._relays(ids)
         for place in places:
-            if place not in (*self.names, "wire", *relays):
+            if place not in (*self.names, "wire", "broker", *relays):
                 raise BadInput(
-                    f"There is no {place!r} in this run; known: {', '.join(self.names)}, wire, relay and relay:N."
+                    f"There is no {place!r} in this run; known: {', '.join(self.names)}, wire, broker, relay and "
+                    "relay:N."
                 )
         controls = frozenset(ids[self.names.index(place)] for place in places if place in self.names)
         carries = frozenset(link for place in places for link in relays.get(place, ()))
-        return Vantage(controls, taps_wire="wire" in places, carries=carries)
+        if "broker" in places:  # between whom frames pass, it finds out: those without a link may say dummies
+            carries |= {frozenset(pair) for pair in combinations(ids, 2)}
+        return Vantage(controls, taps_wire="wire" in places, carries=carries, broker="broker" in places)
 
     def _relays(self, ids: Sequence[PeerId]) -> dict[str, frozenset[frozenset[PeerId]]]:
         """The links that pass through a relay, by what it is called as a vantage."""
-        links = {edge: frozenset(ids[end] for end in edge) for edge in self.edges}
-        through = {f"relay:{i}": [links[e] for e in self.edges if i in e] for i in range(self.scenario.peers)}
+        cover = self.scenario.envelope.cover
+        edges = list(combinations(range(self.size), 2)) if cover and cover.everybody else self.edges
+        links = {edge: frozenset(ids[end] for end in edge) for edge in edges}
+        through = {f"relay:{i}": [links[e] for e in edges if i in e] for i in range(self.scenario.peers)}
         return {"relay": frozenset(links.values())} | {name: frozenset(of) for name, of in through.items()}
 
     def blind(self, ids: Sequence[PeerId], place: Vantage) -> frozenset[PeerId]:
@@ -431,13 +441,39 @@ class Cast:
             draws=seed_number(scenario.seed, "public"),
         )
 
+    def decoys(self, index: int) -> tuple[int, ...]:
+        """Who is no neighbour of member `index`, and is said as much to as if it were."""
+        cover = self.scenario.envelope.cover
+        near = {index, *self.neighbours(index)}
+        return tuple(i for i in range(self.size) if i not in near) if cover and cover.everybody else ()
+
     def keeps(self, index: int) -> bool:
         """Whether member `index`'s tap is to be written."""
         return self.scenario.keeps(self.names[index])
 
 
 def _network(model: Choice, data: Dataset, seed: int) -> "nn.Module":
+    from veilmesh.tasks.models.build import build_model
+
     return build_model(model.name, model.options, data.shape, data.classes, seed)
+
+
+def _fit(model: Choice, data: Dataset) -> None:
+    from veilmesh.tasks.models.build import check_fit
+
+    check_fit(model.name, data.per_pixel)
+
+
+def _apart(model: Choice, data: Dataset, seed: int) -> None:
+    from veilmesh.tasks.private import require_apart
+
+    require_apart(model.name, _network(model, data, seed), data.shape)
+
+
+def _importance(own: np.ndarray, data: Dataset) -> np.ndarray:
+    from veilmesh.tasks.scoring import importance
+
+    return importance(own, data.test_y, data.classes)
 
 
 def _setting(scenario: Scenario, data: Dataset) -> Setting:

@@ -94,12 +94,18 @@ _ONLY_HERE = ("listen", "port", "announce", "ca", "username", "password_file")
 
 
 def _without_files(scenario: dict[str, Any]) -> dict[str, Any]:
+    if scenario.get("feet"):  # an open mesh has none, and there could be files in them
+        scenario = scenario | {"feet": []}
     transport = scenario.get("transport")
     if not isinstance(transport, dict):
         return scenario
-    return scenario | {
-        "transport": {k: v for k, v in transport.items() if k not in ("ca", "username", "password_file")}
-    }
+    files = ("ca", "username", "password_file")
+    return scenario | {"transport": {k: _only_of(v, files) for k, v in transport.items() if k not in files}}
+
+
+def _only_of(value: object, unwanted: tuple[str, ...]) -> object:
+    """An option that is a table of options itself, without these."""
+    return {k: v for k, v in value.items() if k not in unwanted} if isinstance(value, dict) else value
 
 
 def inviting(scenario: Scenario, run: bytes, secret: bytes | None, contacts: Mapping[PeerId, str]) -> Invite:
@@ -108,7 +114,7 @@ def inviting(scenario: Scenario, run: bytes, secret: bytes | None, contacts: Map
     What this laboratory does to its own members (adversaries, faults, churn) is not a newcomer's business, nor is where
     files are here. On a list of those who may come in, the first members are too.
     """
-    said = scenario.model_dump(mode="json", exclude={"adversary", "faults", "churn", "links", "transcript"})
+    said = scenario.model_dump(mode="json", exclude={"adversary", "faults", "churn", "links", "transcript", "feet"})
     said["transport"] = {k: v for k, v in said["transport"].items() if k not in _ONLY_HERE}
     said["task"] = {k: v for k, v in said["task"].items() if k != "path"}
     if secret is None:

@@ -8,7 +8,8 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from veilmesh.core import LocalError
-from veilmesh.crypto.envelope import PROTECTIONS, Card, Mailroom
+from veilmesh.crypto.envelope import MAX_BODY, PROTECTIONS, Card, Mailroom
+from veilmesh.crypto.frame import frame_size
 from veilmesh.crypto.identity import Identity
 from veilmesh.peer.door import Door
 from veilmesh.peer.lobby import Lobby
@@ -20,6 +21,7 @@ from veilmesh.peer.transports.base import Traffic, Transport
 from veilmesh.peer.worker import Worker
 from veilmesh.sim.cast import Cast
 from veilmesh.sim.entry import Entry
+from veilmesh.sim.passing import protections_of
 from veilmesh.sim.resume import Counted, Resumption, resumed_machine
 
 __all__ = ["LEFT", "Announce", "MemberReport", "Surroundings", "sentence_of", "take_part"]
@@ -59,6 +61,8 @@ class MemberReport:
     messages_sent: int
     messages_received: int
     dropped: int
+    cover_bytes: int = 0
+    missed_slots: int = 0
 
     def figures(self) -> dict[str, Any]:
         """The report as the run's record has it: fields of its `Ended`, plain data."""
@@ -72,6 +76,8 @@ class MemberReport:
             "messages_sent": self.messages_sent,
             "messages_received": self.messages_received,
             "dropped": self.dropped,
+            "cover_bytes": self.cover_bytes,
+            "missed_slots": self.missed_slots,
             "refusals": self.refusals | ({"transport": traffic.refused} if traffic.refused else {}),
         }
 
@@ -80,18 +86,20 @@ async def take_part(cast: Cast, index: int, around: Surroundings) -> MemberRepor
     """Take part in a run as member `index`. Raises BadInput if the mesh does not come up in time."""
     timing, transport = cast.scenario.timing, around.transport
     sealing = X25519PrivateKey.generate()  # fresh for every run: what was recorded cannot be opened afterwards
-    padding = cast.scenario.envelope.padding
+    padding, cover = cast.scenario.envelope.padding, cast.scenario.envelope.cover
     mailroom = Mailroom(around.identity, sealing, around.run, kinds=frozenset(Kind), padding=padding)
     async with transport.open() as inbox:
         # The serial tells a restarted peer's new card from a replay of its old one.
         public, serial = sealing.public_key().public_bytes_raw(), time.time_ns()
         card = Card.issue(around.identity, public, around.run, transport.address, serial)
-        cards = await around.announce(card, {**PROTECTIONS, "padding": padding, **transport.protections})
+        in_force = {**PROTECTIONS, **protections_of(cast.scenario.envelope), **transport.protections}
+        cards = await around.announce(card, in_force)
         lobby = _lobby(cast, mailroom, card, cards, around)
         near = [cards[n] for n in (set(range(len(cards))) - {index} if lobby else cast.neighbours(index))]
-        for neighbour in near:
-            mailroom.admit(neighbour)
-        transport.introduce({c.peer: c.address for c in near})
+        decoys = [cards[n] for n in cast.decoys(index)] if cover else []
+        for other in (*near, *decoys):
+            mailroom.admit(other)
+        transport.introduce({c.peer: c.address for c in (*near, *decoys)})
 
         async def keep(kept: Keep, now: float) -> None:
             traffic, tally = transport.traffic, node.tally
@@ -113,6 +121,8 @@ async def take_part(cast: Cast, index: int, around: Surroundings) -> MemberRepor
             clock=around.clock,
             lobby=lobby,
             contacts=around.entry.contacts,
+            cover=cover.cover if cover else None,
+            decoys=frozenset(c.peer for c in decoys),
         )
         around.told_to_leave(node.leave)
         outcome = await node.run(inbox)
@@ -125,7 +135,16 @@ async def take_part(cast: Cast, index: int, around: Surroundings) -> MemberRepor
         node.tally.messages_sent,
         node.tally.messages_received,
         node.tally.congested + node.tally.flooded + transport.traffic.dropped_frames,
+        cover_bytes=node.tally.idle_slots * _slot_size(cast),
+        missed_slots=node.tally.missed_slots,
     )
+
+
+def _slot_size(cast: Cast) -> int:
+    """Bytes of a frame of cover traffic; the first ones of a link say hello besides."""
+    envelope = cast.scenario.envelope
+    octets = envelope.cover.bytes if envelope.cover else 0
+    return frame_size(octets, with_hello=False, padding=envelope.padding, cap=MAX_BODY)
 
 
 def _lobby(cast: Cast, mailroom: Mailroom, card: Card, cards: Sequence[Card], around: Surroundings) -> Lobby | None:

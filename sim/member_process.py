@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import anyio
@@ -11,18 +11,21 @@ import psutil
 
 from veilmesh.core import BadInput, LocalError
 from veilmesh.crypto.envelope import Card
-from veilmesh.peer.confinement import Exhausted, confine, peak_memory, watch_memory
+from veilmesh.peer.confinement import Exhausted, confine, give_back, peak_memory, require_room, watch_memory
 from veilmesh.peer.machine import Keep, Note
 from veilmesh.peer.processes import Link
 from veilmesh.peer.shaping_relay import Relay
 from veilmesh.peer.transports.base import TRANSPORTS, Traffic, Transport, TransportKind
-from veilmesh.peer.transports.shaped import Shaped
+from veilmesh.peer.transports.shaped import shaped
 from veilmesh.peer.worker import Executor, ProcessWorker
 from veilmesh.sim.cast import Cast
 from veilmesh.sim.continuation import identity_of
 from veilmesh.sim.edge import Edge
 from veilmesh.sim.entry import Entry
+from veilmesh.sim.feet import on_foot, standing
+from veilmesh.sim.lean import Belongings, alone, can_be_lean, go_lean, slim
 from veilmesh.sim.member import Surroundings, sentence_of, take_part
+from veilmesh.sim.passing import Passing
 from veilmesh.sim.record import save_model
 from veilmesh.sim.resume import Counted, Keeper, Resumption
 from veilmesh.sim.tap import Tap
@@ -49,24 +52,35 @@ class MemberProcess:
 
     def main(self, link: Link) -> None:
         """Live. The worker is forked before any event loop runs, and so is the slow link of an edge device."""
-        relay = self._slow_link(link)
+        lean, relay = self._edge() is not None and can_be_lean(self.cast, self.index), self._slow_link(link)
         try:
-            limits = self._confined(relay)
+            limits = self._confined(relay, lean)
             worker = ProcessWorker(self._executor, close=[link, relay.link] if relay else [link])
         except BadInput as error:
             link.send({"failed": str(error)})
             return
+        mine = Belongings(link, worker, relay, limits)
+        if lean:
+            go_lean(replace(self, cast=slim(self.cast), resumed=alone(self.resumed, self.index)), mine)
+        self.go_on(mine)
+
+    def go_on(self, mine: Belongings) -> None:
+        """Live, with all that was forked, here or in the process that this one was before."""
         try:
-            self._run(link, worker, relay, limits)
+            self._run(mine.link, mine.worker, mine.relay, mine.limits)
         finally:
-            worker.close()
-            if relay:
-                relay.close()
+            mine.worker.close()
+            if mine.relay:
+                mine.relay.close()
 
     def _run(self, link: Link, worker: ProcessWorker, relay: Relay | None, limits: Mapping[str, str]) -> None:
         kind = self._kind()
         link.send({"report": {"limits": dict(limits)}})  # now: it may not come to another report
         try:
+            kind.prepare()
+            if (found := self._edge()) and found[0].memory:
+                give_back()  # also where this is a fresh interpreter
+                require_room((os.getpid(), worker.pid), found[0].memory)
             anyio.run(self._live, kind, link, worker, relay, backend=kind.backend)
         except* BadInput as group:
             link.send({"failed": sentence_of(group)})
@@ -90,21 +104,22 @@ class MemberProcess:
         host = self.cast.scenario.transport.options.get("listen", "127.0.0.1")
         return Relay(pace, host, [link])
 
-    def _confined(self, relay: Relay | None) -> dict[str, str]:
+    def _confined(self, relay: Relay | None, lean: bool) -> dict[str, str]:
         if (found := self._edge()) is None:
             return {}
         edge, place = found
-        shaped = {"link": f"{edge.pace} (a relay in front of its port)"} if relay else {}
-        return confine(edge.cores, edge.memory, place) | shaped
+        where = "between it and its broker" if self.cast.scenario.transport.name == "mqtt" else "in front of its port"
+        link = {"link": f"{edge.pace} (a relay {where})"} if relay else {}
+        return confine(edge.cores, edge.memory, place, 1 if lean else 2) | link
 
     def _kind(self) -> TransportKind:
-        choice = self.cast.scenario.transport
-        options = dict(choice.options)
+        table = standing(self.cast.scenario, self.cast.names[self.index])
+        options = table["libp2p"] if table["name"] == "bridge" else table
         if options.get("port"):
             options["port"] += self.index  # one port each, counted up from the one that was asked for
         if options.get("discovery"):
             options.setdefault("namespace", self.run.hex())  # what this mesh is looked for under
-        return TRANSPORTS.build(choice.name, options)
+        return TRANSPORTS.build_from(table)
 
     def _executor(self) -> Executor:
         import torch
@@ -119,8 +134,12 @@ class MemberProcess:
 
     async def _live(self, kind: TransportKind, link: Link, worker: ProcessWorker, relay: Relay | None) -> None:
         identity = self.entry.identity or identity_of(self.folder, self.cast, self.index)
-        made = kind.make(identity)
-        transport: Transport = Shaped(made, relay) if relay else made
+        made = on_foot(kind.make(identity), self.cast.scenario, self.cast.names[self.index])
+        again = self.resumed is not None
+        passing = Passing.for_member(
+            self.folder, self.cast, self.index, identity.peer, lambda what: note_now(what), again, self._now
+        )
+        transport: Transport = passing.over(shaped(made, relay) if relay else made)
 
         def note(what: Note, now: float, traffic: Traffic) -> None:
             counted = {"sent": traffic.sent, "received": traffic.received}
@@ -140,7 +159,7 @@ class MemberProcess:
         async with anyio.create_task_group() as watchers:
             if (found := self._edge()) and found[0].memory:
                 watchers.start_soon(watch_memory, (os.getpid(), worker.pid), found[0].memory)
-            with Tap.for_member(self.folder, self.cast, self.index, note_now, self.resumed is not None) as tap:
+            with Tap.for_member(self.folder, self.cast, self.index, note_now, again) as tap, passing:
                 keeper = Keeper(self.folder, self.cast, self.index, identity.peer, self.resumed, tap.flush)
 
                 async def keep(kept: Keep, counted: Counted) -> None:

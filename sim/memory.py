@@ -17,6 +17,7 @@ from veilmesh.peer.worker import InlineWorker
 from veilmesh.sim.cast import Cast
 from veilmesh.sim.continuation import identity_of
 from veilmesh.sim.member import MemberReport, Surroundings, sentence_of, take_part
+from veilmesh.sim.passing import Passing
 from veilmesh.sim.record import Ended, Recorder, Watch
 from veilmesh.sim.resume import Counted, Keeper, Resumption
 from veilmesh.sim.tap import Tap
@@ -61,8 +62,10 @@ async def _run(cast: Cast, folder: Path, watch: Watch, resumed: Resumption | Non
         def now_noted(what: Note) -> None:
             note(what, time.monotonic() - origin, transport.traffic)
 
-        transport = kind.make(identities[index])
-        with Tap.for_member(folder, cast, index, now_noted, resumed is not None) as tap:
+        me, again = identities[index].peer, resumed is not None
+        passing = Passing.for_member(folder, cast, index, me, now_noted, again, clock=lambda: time.monotonic() - origin)
+        transport = passing.over(kind.make(identities[index]))
+        with Tap.for_member(folder, cast, index, now_noted, again) as tap, passing:
             keeper = Keeper(folder, cast, index, identities[index].peer, resumed, tap.flush)
 
             async def keep(kept: Keep, counted: Counted) -> None:

@@ -20,16 +20,18 @@ import psutil
 from veilmesh.core import BadInput, seed_number
 from veilmesh.crypto.envelope import Card
 from veilmesh.crypto.identity import Identity
+from veilmesh.peer.brokers.own import OwnBroker
 from veilmesh.peer.machine import Note, PeerId
 from veilmesh.peer.processes import Child, fork
 from veilmesh.peer.store import write_durably
-from veilmesh.peer.transports.base import TRANSPORTS
 from veilmesh.sim.cast import Cast
 from veilmesh.sim.edge import Laps
 from veilmesh.sim.entry import Entry
 from veilmesh.sim.faults import Action, actions
+from veilmesh.sim.feet import in_force, kinds, require_ways, standing
 from veilmesh.sim.invite import CONTACTS, INVITE, SECRET_BYTES, Invite, inviting
 from veilmesh.sim.member_process import MemberProcess
+from veilmesh.sim.own_broker import with_broker
 from veilmesh.sim.record import Ended, Recorder, Watch
 from veilmesh.sim.resume import Resumption
 
@@ -72,7 +74,8 @@ class Mesh:
         self._began = self._origin - (resumed.seconds if resumed else 0.0)  # the whole run, also what went before
         self._run = invite.run if invite else os.urandom(16)
         self._entry = _first_entry(cast, invite, identity)
-        self._protections: dict[str, str] = {}
+        self._begins = invite is None  # or it takes part in a mesh that others began
+        self._protections: dict[str, dict[str, str]] = {}  # by the transport they stand on
         self._selector = selectors.DefaultSelector()
         self._recorder: Recorder | None = None
         self._failure: str | None = None
@@ -85,11 +88,17 @@ class Mesh:
         self._faults: list[Action] = []  # what is still to be done to members, with times on this machine's clock
         self._paused: dict[int, list[int]] = {}  # members that stand still, and their processes
         self._laps = Laps()
+        self._reached = cast  # as its members have it: with the broker that was started for it, if one was
+        self._broker: OwnBroker | None = None
+        self._last = contextlib.ExitStack()  # what outlives the members
 
     def __enter__(self) -> "Mesh":
-        choice = self._cast.scenario.transport
-        choice.build(TRANSPORTS).prepare()  # half a second that every child would spend again
         try:
+            require_ways(self._cast.scenario, self._cast.names, self._cast.edges)
+            if self._begins:
+                self._reached, self._broker = self._last.enter_context(with_broker(self._cast, self._folder))
+            for kind in kinds(self._reached.scenario, self._cast.names):
+                kind.prepare()  # half a second that every child would spend again
             for index in range(self._cast.size):
                 self._start(index)
         except BaseException:
@@ -111,7 +120,7 @@ class Mesh:
         for child, member, card in zip(self.children, self.members, cards, strict=True):
             member.id = str(card.peer)
             child.link.send({"roster": [self._cards[i] for i in range(self._cast.size)]})
-        if (scenario := self._cast.scenario).door.open:
+        if (scenario := self._reached.scenario).door.open:
             invite = inviting(scenario, self._run, self._entry.secret, {c.peer: c.address for c in cards})
             write_durably(self._folder / INVITE, f"{invite.to_string()}\n".encode(), mode=0o600)
 
@@ -120,6 +129,8 @@ class Mesh:
         seconds = self._cast.scenario.timing.run
         while any(m.ended == "running" for m in self.members):
             self._befall()
+            if self._broker:
+                self._broker.tend()
             late = time.monotonic() > self._origin + seconds
             if late and any(m.ended == "finished" for m in self.members):  # what they came to is not lost with the late
                 self.interrupt(f"was not done after {seconds:g} s")
@@ -151,12 +162,12 @@ class Mesh:
         seconds = time.monotonic() - self._began
         for member in self.members:
             member.round_seconds, member.round_seconds_longest = self._laps.of(member.index)
-        return self._recorder.finish(self.members, seconds, self._protections, "wire")
+        return self._recorder.finish(self.members, seconds, in_force(self._protections), "wire")
 
     # --- one turn of the supervisor's loop ---------------------------------------------------------------------
 
     def _start(self, index: int) -> None:
-        cast = self._cast
+        cast = self._reached
         member = MemberProcess(cast, index, self._folder, self._run, self._began, self._resumed, self._entry)
         self._fork(cast.names[index], cast.role(index), member)
         self._seats.append(index)
@@ -221,13 +232,13 @@ class Mesh:
                 setattr(member, name, value)
 
     def _hold_to(self, name: str, protections: dict[str, str]) -> None:
-        """Everybody is protected as everybody else, or nothing begins: the record says one thing for all."""
-        known = self._protections or protections
+        """Everybody is protected as everybody else on the same transport, or nothing begins: the record says one thing
+        for all of them."""
+        known = self._protections.setdefault(standing(self._reached.scenario, name)["name"], protections)
         differ = sorted(k for k in known.keys() | protections.keys() if known.get(k) != protections.get(k))
         if differ:
             said = ", ".join(f"{k} {protections.get(k, 'none')!r} instead of {known.get(k, 'none')!r}" for k in differ)
             self._failure = f"{name} is not protected as the others are ({said}); nothing was started."
-        self._protections = known
 
     def _bury(self, index: int) -> None:
         child, member = self.children[index], self.members[index]
@@ -291,7 +302,7 @@ class Mesh:
         cards = [Card.from_bytes(self._cards[i]) for i in running if i != victim][-CONTACTS:]
         entry = Entry(self._entry.secret, {c.peer: c.address for c in cards})
         name, seat = f"peer:{number}", self._seats[victim]
-        cast = self._cast.alone(seat, name)
+        cast = self._reached.alone(seat, name)
         self._fork(name, "peer", MemberProcess(cast, 0, self._folder, self._run, self._began, entry=entry))
         self._seats.append(seat)
         self._note(number, Note("fault", {"what": "join", "seat": seat}))
@@ -309,9 +320,10 @@ class Mesh:
     def _end_all(self) -> None:
         for index in list(self._paused):  # a worker ends by itself once its peer has, but not while it stands still
             self._go_on(index)
-        for child in self.children:
-            child.kill()
-        self._selector.close()
+        with self._last:  # the broker last: it ends whatever happens to the others
+            for child in self.children:
+                child.kill()
+            self._selector.close()
 
 
 def _first_entry(cast: Cast, invite: Invite | None, identity: Identity | None) -> Entry:

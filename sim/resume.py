@@ -120,8 +120,10 @@ def checkpoints_of(folder: Path, cast: Cast, index: int, peer: PeerId) -> Checkp
 
 
 def scenario_digest(scenario: Scenario) -> str:
-    """What a checkpoint belongs to: the scenario, but for its name and how many rounds it goes on."""
+    """What a checkpoint belongs to: the scenario, but for its name, how many rounds it goes on, and the broker its
+    members meet at, which may be one of each process's own."""
     said = scenario.model_dump(mode="json", exclude={"rounds", "title"})
+    said["transport"] = {k: v for k, v in said["transport"].items() if k not in ("broker", "protocol")}
     return hashlib.blake2b(json.dumps(said, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 

@@ -16,8 +16,10 @@ from veilmesh.core import BadInput, Registry, RemoteError
 from veilmesh.core.registry import first_complaint, unknown
 from veilmesh.crypto.identity import PeerId, public_key
 from veilmesh.crypto.padding import Padding
+from veilmesh.peer.cover import LEAST_SLOT, Cover
 from veilmesh.sim.edge import Edge
 from veilmesh.sim.faults import Churn, Fault, Links, misplaced
+from veilmesh.sim.feet import Feet, misplaced_feet
 from veilmesh.split.strategies.base import SPLITS
 
 __all__ = ["Adversary", "Choice", "Scenario", "Training", "override", "read_toml"]
@@ -83,8 +85,9 @@ class Adversary(_Strict):
     """Who is malicious: where it listens, and what it does.
 
     `peer:3` and `server` take part, and in split mode `tail`, `body`, `middle:1` and `standby:1`; `wire` taps every
-    link; `relay` is one that every frame passes through, `relay:3` the one that peer 3 is reached through. Several
-    pool what they see: `peer:1+tail`.
+    link; `relay` is one that every frame passes through, `relay:3` the one that peer 3 is reached through. `broker` is
+    the MQTT broker, which besides sees who is there, dummies, chunks and acknowledgements; in the virtual and memory
+    worlds, one that everybody would use. Several pool what they see: `peer:1+tail`.
     """
 
     vantage: str
@@ -94,11 +97,11 @@ class Adversary(_Strict):
     @field_validator("vantage")
     @classmethod
     def _is_a_place(cls, text: str) -> str:
-        one = r"(peer|middle|standby):[0-9]{1,6}|server|body|tail|wire|relay(:[0-9]{1,6})?"
+        one = r"(peer|middle|standby):[0-9]{1,6}|server|body|tail|wire|broker|relay(:[0-9]{1,6})?"
         if not re.fullmatch(rf"({one})(\+({one}))*", text):
             raise ValueError(
-                f"{text!r} is no place to sit; write peer:N (peers count from 0), server, wire, relay or relay:N, or "
-                "what a member of split mode is called: tail, body, middle:N"
+                f"{text!r} is no place to sit; write peer:N (peers count from 0), server, wire, broker, relay or "
+                "relay:N, or what a member of split mode is called: tail, body, middle:N"
             )
         return text
 
@@ -120,7 +123,7 @@ class Adversary(_Strict):
     def require_among(self, members: Collection[str]) -> None:
         """Raises BadInput where the vantage is none of `members`, and no place to tap either."""
         for place in self.places:
-            if place not in members and place != "wire" and not place.startswith("relay"):
+            if place not in members and place not in ("wire", "broker") and not place.startswith("relay"):
                 known = ", ".join(members)
                 raise BadInput(f"adversary.vantage: there is no {place!r} in this run; known: {known}, wire and relay.")
 
@@ -132,10 +135,24 @@ class Transcript(_Strict):
     max_bytes: int = Field(default=64 << 20, ge=0, description="per peer; later frames are not kept")
 
 
+class CoverTraffic(_Strict):
+    """Frames of one length at a fixed pace to every neighbour, whether there is something to say or not."""
+
+    pace: float = Field(gt=0, le=60, description="seconds between two frames on a link")
+    bytes: int = Field(default=16 << 10, ge=LEAST_SLOT, le=1 << 20, description="of a frame before it is sealed")
+    everybody: bool = Field(default=False, description="as much to members that are no neighbours: hides the graph")
+
+    @property
+    def cover(self) -> Cover:
+        """As a node takes it."""
+        return Cover(self.pace, self.bytes)
+
+
 class Envelope(_Strict):
     """How messages are sealed, as far as that can be chosen; they always are."""
 
     padding: Padding = Field(default="none", description="longer bodies, of fewer lengths: padme or power-of-two")
+    cover: CoverTraffic | None = Field(default=None, description="None: a frame leaves when there is something to say")
 
 
 class Timing(_Strict):
@@ -214,6 +231,7 @@ class Scenario(_Strict):
     guards: Annotated[tuple[Named, ...], BeforeValidator(_several)] = ()
     split: Split | None = None  # of a strategy of split mode; None: as it comes
     transport: Named = Choice(name="libp2p")
+    feet: tuple[Feet, ...] = ()  # who stands on another one
     adversary: Adversary | None = None
     transcript: Transcript = Transcript()
     envelope: Envelope = Envelope()
@@ -266,6 +284,8 @@ class Scenario(_Strict):
             why := self.edge.misplaced(self.peers, self.world, self.transport.model_dump(), self.door.open)
         ):
             raise ValueError(why)
+        if why := misplaced_feet(self):
+            raise ValueError(why)
         if self.door.open and self.world != "libp2p":
             raise ValueError(f"nobody can come in from outside to the {self.world} world; set world to libp2p")
         if self.door.open and self.checkpoints.every:
@@ -275,6 +295,10 @@ class Scenario(_Strict):
                 f"a {self.topology.name} graph would be another one whenever somebody comes or goes; where others may "
                 "join, set topology to complete or ring"
             )
+        if self.envelope.cover and self.door.open:
+            raise ValueError("cover traffic is between members that know each other at the start; leave out door.open")
+        if self.envelope.cover and self.envelope.cover.pace > self.timing.silence / 4:
+            raise ValueError("envelope.cover.pace leaves signs of life too late; at most a fourth of timing.silence")
         if self.churn and not self.door.open:
             raise ValueError("churn is members coming and going; set door.open = true too")
         return self
@@ -291,8 +315,16 @@ class Scenario(_Strict):
         if self.transcript.keep != "controlled":
             return self.transcript.keep == "all"
         seats = self.adversary.places if self.adversary else ()
-        taps = any(seat == "wire" or seat.startswith("relay") for seat in seats)
+        taps = any(seat in ("wire", "broker") or seat.startswith("relay") for seat in seats)
         return taps or set(name.split("+")) <= set(seats)
+
+    @property
+    def keeps_passing(self) -> bool:
+        """Whether every frame is kept as it passes: for a broker, and where dummies pass, for whoever sees frames."""
+        places = self.adversary.places if self.adversary else ()
+        if self.transcript.keep == "none":
+            return False
+        return "broker" in places or bool(self.envelope.cover and (self.keeps("wire") or self.transcript.keep == "all"))
 
     def _not_private(self) -> str | None:
         """Why the differential privacy that is asked for cannot be had, if it cannot."""
@@ -313,6 +345,11 @@ class Scenario(_Strict):
         behind = adversary.vantage.removeprefix("relay:")
         if behind.isdigit() and int(behind) >= self.peers:
             raise ValueError(f"there is no peer {behind} behind a relay, among {self.peers} (they count from 0)")
+        if "broker" in adversary.places and self.world == "libp2p" and (self.transport.name != "mqtt" or self.feet):
+            raise ValueError(
+                "a broker sees all of a mesh only where everybody is on MQTT; set transport.name = mqtt and leave out "
+                "feet, or take relay or wire"
+            )
         if adversary.peers and not adversary.tamper:
             raise ValueError("adversary.peers are those that tamper; set adversary.tamper too, or leave them out")
         stages = any(place.startswith(("tail", "body", "middle", "standby")) for place in adversary.places)

@@ -9,7 +9,7 @@ membership and the door decide.
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import ClassVar, Final, Literal, Protocol, TypeAlias
+from typing import ClassVar, Final, Literal, Protocol, TypeAlias, runtime_checkable
 
 from veilmesh.core import Registry
 from veilmesh.crypto.envelope import MAX_BODY
@@ -19,14 +19,14 @@ from veilmesh.peer.machine import PeerId
 
 __all__ = [
     "INBOX_BYTES", "INBOX_FRAMES", "INBOX_SHARE", "MAX_FRAME", "TRANSPORTS", "Arrival", "Found", "Frame", "Gone",
-    "Traffic", "Transport", "TransportKind",
+    "Traffic", "Transport", "TransportKind", "Windowed",
 ]  # fmt: skip
 
 INBOX_FRAMES: Final = 1024
 """How many frames wait in an inbox before further ones are dropped."""
 
-INBOX_BYTES: Final = 256 << 20
-"""How many bytes wait in an inbox before further frames are dropped."""
+INBOX_BYTES: Final = 512 << 20
+"""How many bytes wait in an inbox before further frames are dropped: four of the longest, one a sender's share."""
 
 INBOX_SHARE: Final = 4
 """One sender may fill a fourth of an inbox: if it floods, it loses its own frames and nobody else's."""
@@ -103,6 +103,15 @@ class Transport(Protocol):
         May wait, for a dial or a slow reader, within the transport's own deadlines, and for this neighbour only: other
         sends go on. May be cancelled. Raises LocalError: the frame is longer than the transport carries.
         """
+        ...
+
+
+@runtime_checkable
+class Windowed(Protocol):
+    """A transport that hands frames on before they have left, and knows how many it still has."""
+
+    def under_way(self, to: PeerId) -> int:
+        """How many frames to `to` were handed on, and have not arrived as far as is known."""
         ...
 
 

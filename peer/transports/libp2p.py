@@ -5,9 +5,10 @@ first frame, and writes frames on it one after the other. A write that fails ope
 then the frame is lost. A write that is cancelled or too slow ends the stream, since half a frame is on it. What arrives
 is read at once, always, into a bounded inbox: a reader that waits would hold up every stream of the connection.
 
-The host offers nothing else, unless an option says so (`libp2p_services`: finding peers, relays, and helping others
-with either). No plaintext, no other multiplexer, no identify (which lets a peer write addresses into our address book),
-no dialling on its own: frames go to addresses that come from `introduce` alone. What is found is told, not dialled.
+The host offers nothing else, unless an option says so (`libp2p_services`: finding peers, relays, helping others with
+either, and answering identify and ping). No plaintext, no other multiplexer, no identify of others (which lets a peer
+write addresses into our address book), no dialling on its own: frames go to addresses that come from `introduce` alone.
+What is found is told, not dialled.
 
 This module is listed with the other transports, so libp2p and trio are imported when a peer opens, not before.
 """

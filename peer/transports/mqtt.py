@@ -18,6 +18,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from veilmesh.core import BadInput
 from veilmesh.crypto.identity import Identity
 from veilmesh.peer.transports.base import TRANSPORTS
 from veilmesh.peer.transports.mqtt_broker import Broker, broker_of, library, password_in
@@ -33,7 +34,7 @@ class Mqtt:
     """Through an MQTT broker that need not be trusted.
 
     Args:
-        broker: its host and port, HOST:PORT.
+        broker: its host and port, HOST:PORT; where none is given, `veilmesh up` starts one for its run.
         tls, ca: encrypt the connection to the broker; the certificates to check it by, where the system's will not do.
         username, password_file: what the broker knows this peer by; the password is the file's first line.
         prefix: the beginning of all topics of the mesh.
@@ -43,7 +44,7 @@ class Mqtt:
         find: tell of peers whose presence is seen and that were not introduced.
     """
 
-    broker: str = "127.0.0.1:1883"
+    broker: str | None = None
     tls: bool = False
     ca: str | None = None
     username: str | None = None
@@ -66,6 +67,8 @@ class Mqtt:
         return MqttTransport(identity, self._broker(), self.prefix, self.chunk, find=self.find)
 
     def _broker(self) -> Broker:
+        if self.broker is None:
+            raise BadInput("Say where the MQTT broker is, by transport.broker=HOST:PORT.")
         host, port = broker_of(self.broker, self.tls)
         password, most = password_in(self.password_file), self.chunk + CHUNK_OVERHEAD + 1024
         return Broker(

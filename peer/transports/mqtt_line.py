@@ -51,6 +51,11 @@ class Line:
         """How many chunks were said again."""
         return self._repeated + (self._window.repeated if self._window else 0)
 
+    @property
+    def under_way(self) -> int:
+        """How many frames have not wholly arrived."""
+        return len(self._window) if self._window else 0
+
     def meet(self, me: bytes, session: bytes) -> int:
         """Our session, and the peer's as we are told; an older one says nothing new. How many frames are lost by it."""
         newer = session > self.session

@@ -16,6 +16,13 @@ __all__ = ["STRANGERS", "STRANGERS_FRAME", "Senders"]
 STRANGERS: Final = 64
 STRANGERS_FRAME: Final = 64 << 10
 
+PRESSING_BYTES: Final = 2 << 20
+"""So much of one sender is acknowledged at once: a part of what it may have under way, so that it need not stop."""
+
+
+RECENT: Final = 256
+"""So many chunks are acknowledged again when one of them arrives twice: an acknowledgement of many may be lost."""
+
 
 @dataclass(slots=True)
 class _Sender:
@@ -23,7 +30,28 @@ class _Sender:
 
     session: bytes
     reassembly: Reassembly
-    arrived: list[Piece] = field(default_factory=list)
+    arrived: list[Piece] = field(default_factory=list)  # and is to be acknowledged
+    octets: int = 0  # of what arrived
+    recent: dict[tuple[int, int], int] = field(default_factory=dict)  # copies by frame and chunk, the newest last
+    twice: bool = False  # one of the recent ones arrived again
+
+    def note(self, chunk: Chunk) -> None:
+        """It arrived."""
+        key = (chunk.frame, chunk.index)
+        self.twice = self.twice or self.recent.pop(key, None) is not None
+        self.recent[key] = chunk.order
+        if len(self.recent) > RECENT:
+            del self.recent[next(iter(self.recent))]
+        self.arrived.append((*key, chunk.order))
+        self.octets += len(chunk.data)
+
+    def collect(self) -> list[Piece]:
+        """What to acknowledge since the last call."""
+        pieces = self.arrived
+        if self.twice:
+            pieces = list(dict.fromkeys((*((*key, order) for key, order in self.recent.items()), *pieces)))
+        self.arrived, self.octets, self.twice = [], 0, False
+        return pieces
 
 
 class Senders:
@@ -39,6 +67,7 @@ class Senders:
         self._octets = octets
         self._senders: dict[PeerId, _Sender] = {}
         self.known: frozenset[PeerId] = frozenset()
+        self.pressing = False  # somebody may be waiting for an acknowledgement
 
     @property
     def held(self) -> int:
@@ -59,16 +88,19 @@ class Senders:
         if chunk.count > 1 and not self._has_room(sender, len(chunk.data)):
             raise RemoteError(Refusal.OVERSIZED, "too many unfinished frames")
         frame = sender.reassembly.take(chunk)
-        sender.arrived.append((chunk.frame, chunk.index, chunk.order))
+        sender.note(chunk)
+        if sender.octets >= PRESSING_BYTES or (frame is not None and chunk.count > 1):
+            self.pressing = True
         return frame
 
     def arrived(self) -> list[tuple[PeerId, bytes, tuple[Piece, ...]]]:
         """What to acknowledge since the last call: to whom, to which session, and the chunks."""
         found: list[tuple[PeerId, bytes, tuple[Piece, ...]]] = []
         for who, sender in self._senders.items():
-            for start in range(0, len(sender.arrived), ACK_ENTRIES):
-                found.append((who, sender.session, tuple(sender.arrived[start : start + ACK_ENTRIES])))
-            sender.arrived.clear()
+            pieces = sender.collect()
+            for start in range(0, len(pieces), ACK_ENTRIES):
+                found.append((who, sender.session, tuple(pieces[start : start + ACK_ENTRIES])))
+        self.pressing = False
         return found
 
     def _sender(self, who: PeerId, session: bytes) -> _Sender:

@@ -53,6 +53,7 @@ class Hooks:
     will: Callable[[int], bytes]
     heard: Callable[[str, bytes], None]  # topic and payload; does not raise
     connected: Callable[[int], Awaitable[None]]  # subscribed; may publish
+    published: Callable[[str, bytes], None] = lambda topic, payload: None  # told of what is handed to the broker
 
 
 class Session:
@@ -66,7 +67,7 @@ class Session:
     def __init__(self, broker: Broker, client: str, hooks: Hooks, traffic: Traffic) -> None:
         self._broker, self._name, self._hooks, self._traffic = broker, client, hooks, traffic
         self._client: aiomqtt.Client | None = None
-        self._slots = anyio.Semaphore(_AT_A_TIME)
+        self._slots = anyio.Semaphore(_AT_A_TIME, fast_acquire=True)
         self._up = anyio.Event()
         self._pending: set[anyio.CancelScope] = set()
         self._tls = broker.context()
@@ -94,6 +95,7 @@ class Session:
         if client is None:
             return False
         self._traffic.sent += _packet_size(topic, payload, qos)
+        self._hooks.published(topic, payload)
         with anyio.CancelScope() as waiting:  # aiomqtt itself would wait on when the connection breaks
             self._pending.add(waiting)
             try:
@@ -111,8 +113,9 @@ class Session:
         tasks.start_soon(self._publish_and_release, topic, payload)
 
     async def connected(self) -> None:
-        """Wait for the connection."""
-        await self._up.wait()
+        """Wait for the connection. Where it stands, go on at once: a turn of the loop for every chunk adds up."""
+        if not self._up.is_set():
+            await self._up.wait()
 
     async def unsubscribe(self) -> None:
         """Be sent nothing any more: the broker keeps nothing for a session that waits for nothing."""

@@ -1,7 +1,7 @@
 """One peer's way to the others through one broker; `mqtt` says how it works."""
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from os import urandom
@@ -11,7 +11,7 @@ import anyio
 import anyio.abc
 import anyio.lowlevel
 
-from veilmesh.core import LocalError, RemoteError
+from veilmesh.core import BadInput, LocalError, RemoteError
 from veilmesh.crypto.identity import Identity
 from veilmesh.peer.machine import PeerId
 from veilmesh.peer.transports.base import INBOX_BYTES, MAX_FRAME, Arrival, Traffic
@@ -27,6 +27,7 @@ __all__ = ["MqttTransport"]
 
 SEND_SECONDS: Final = 40.0  # for room in the window, as libp2p's writes have
 MEET_SECONDS: Final = 2.0  # for the presence of a peer whose session is not known
+ACKNOWLEDGE_SECONDS: Final = 0.01  # more may arrive meanwhile: each message of acknowledgements is a broker's work
 DRAIN_SECONDS: Final = 5.0  # for what was said last to be acknowledged
 CLOSE_SECONDS: Final = 2.0
 PRESENCES: Final = 4096  # words of peers that were not introduced (yet) that are remembered
@@ -39,6 +40,7 @@ class _Open:
     session: Session
     tasks: anyio.abc.TaskGroup
     acks: anyio.Event = field(default_factory=anyio.Event)
+    pressing: anyio.Event = field(default_factory=anyio.Event)
 
 
 class MqttTransport:
@@ -63,6 +65,8 @@ class MqttTransport:
         self._senders = Senders(max_frame, INBOX_BYTES)
         self._presences: dict[PeerId, bytes] = {}
         self._here: _Open | None = None
+        self._relay: tuple[str, int] | None = None
+        self._watch: Callable[[str, bytes], None] = lambda topic, payload: None
 
     @property
     def traffic(self) -> Traffic:
@@ -98,10 +102,11 @@ class MqttTransport:
         self._inbox = Inbox(self._traffic)
         self._senders = Senders(self._max_frame, INBOX_BYTES)
         hooks = Hooks(
-            (self._names.inbox, self._names.everybody), self._names.presence, self._will, self._heard, self._say
-        )
+            (self._names.inbox, self._names.everybody), self._names.presence, self._will, self._heard, self._say,
+            self._watch,
+        )  # fmt: skip
         name = f"{self._names.prefix.replace('/', '-')}-{self._identity.peer}"
-        session = Session(self._broker, name, hooks, self._traffic)
+        session = Session(self._broker.behind(self._relay) if self._relay else self._broker, name, hooks, self._traffic)
         try:
             async with anyio.create_task_group() as tasks:
                 self._here = _Open(session, tasks)
@@ -115,12 +120,24 @@ class MqttTransport:
                     await self._close(session)
                     tasks.cancel_scope.cancel()
         except BaseExceptionGroup as group:
-            raise _only(group) from None
+            raise self._named(_only(group)) from None
         finally:
             self._here = None
             self._inbox.close()
             for line in self._lines.values():
                 self._traffic.lost_frames += line.end()
+
+    def reach_by(self, way: Callable[[tuple[str, int]], tuple[str, int]]) -> None:
+        """Reach the broker, once open, through the relay that `way` knows to it. Addresses stay the broker's."""
+        self._relay = way(self._broker.place)
+
+    def watched_by(self, watch: Callable[[str, bytes], None]) -> None:
+        """Tell `watch`, from the next opening on, every message that is published, and every presence that is heard."""
+        self._watch = watch
+
+    def under_way(self, to: PeerId) -> int:
+        """How many frames to `to` were handed on, and have not arrived as far as is known."""
+        return self._lines[to].under_way if to in self._lines else 0
 
     def introduce(self, addresses: dict[PeerId, str]) -> None:
         """Tell where the others are. Raises BadInput: one is no address of its peer at a broker."""
@@ -160,6 +177,8 @@ class MqttTransport:
         """Whatever a broker hands us; what is wrong with it is counted, and never raised."""
         try:
             presence, who = self._names.said(topic)
+            if presence:
+                self._watch(topic, payload)
             if who == self._identity.peer or (presence and not payload):  # my own, or one that was cleared
                 return
             if presence:
@@ -181,6 +200,8 @@ class MqttTransport:
         frame = self._senders.take(who, what)
         if self._here:
             self._here.acks.set()
+            if self._senders.pressing:
+                self._here.pressing.set()
         if frame is not None:
             self._inbox.offer(frame, who)
 
@@ -214,14 +235,19 @@ class MqttTransport:
         self._traffic.lost_frames += frames
 
     async def _acknowledge(self, here: _Open) -> None:
-        """Acknowledgements that come up while one message of them is leaving leave together in the next."""
+        """Acknowledgements leave together: those that come up in a moment, or while one message of them is leaving."""
         while True:
             await here.acks.wait()
-            here.acks = anyio.Event()
-            for who, session, pieces in self._senders.arrived():
-                place = Place(who, self._names.prefix, session)
-                topic = self._lines[who].topic if who in self._lines else self._names.to(place)
-                await here.session.publish(topic, Acks(self._me, session, pieces).to_bytes(), qos=0)
+            with anyio.move_on_after(ACKNOWLEDGE_SECONDS):
+                await here.pressing.wait()
+            here.acks, here.pressing = anyio.Event(), anyio.Event()
+            await self._say_what_arrived(here.session)
+
+    async def _say_what_arrived(self, here: Session) -> None:
+        for who, session, pieces in self._senders.arrived():
+            place = Place(who, self._names.prefix, session)
+            topic = self._lines[who].topic if who in self._lines else self._names.to(place)
+            await here.publish(topic, Acks(self._me, session, pieces).to_bytes(), qos=0)
 
     def _will(self, connection: int) -> bytes:
         return Presence(State.LOST, self._me, connection).to_bytes(self._identity)
@@ -235,6 +261,13 @@ class MqttTransport:
             for line in self._lines.values():
                 line.resume()
 
+    def _named(self, error: BaseException) -> BaseException:
+        """As it is; what says that a relay cannot be reached means the broker behind it."""
+        if not self._relay or not isinstance(error, BadInput):
+            return error
+        broker, relay = (f"{b.host}:{b.port}" for b in (self._broker, self._broker.behind(self._relay)))
+        return BadInput(str(error).replace(relay, f"{broker}, over its slow link,"))
+
     async def _close(self, session: Session) -> None:
         """Let what was said arrive, say that this session has ended, and leave nothing at the broker."""
         with anyio.CancelScope(shield=True):
@@ -242,6 +275,7 @@ class MqttTransport:
                 for line in self._lines.values():
                     await line.drained()
             with anyio.move_on_after(CLOSE_SECONDS):
+                await self._say_what_arrived(session)
                 ended = Presence(State.CLOSED, self._me, session.connections).to_bytes(self._identity)
                 await session.publish(self._names.presence, ended)
                 await session.publish(self._names.presence, b"", retain=True)

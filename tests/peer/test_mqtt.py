@@ -328,8 +328,9 @@ def test_the_embedded_broker_carries_large_frames_and_survives_a_restart(tmp_pat
     [
         ({"broker": "127.0.0.1:1"}, "No connection to an MQTT broker at 127.0.0.1:1 "),
         ({"broker": "no place"}, "one looks like 127.0.0.1:1883"),
-        ({"password_file": "/nowhere"}, "cannot be read"),
-        ({"ca": "/nowhere", "tls": True}, "transport.ca"),
+        ({}, "Say where the MQTT broker is"),
+        ({"broker": "127.0.0.1:1", "password_file": "/nowhere"}, "cannot be read"),
+        ({"broker": "127.0.0.1:1", "ca": "/nowhere", "tls": True}, "transport.ca"),
     ],
 )
 def test_what_cannot_be_used_is_said_in_a_sentence(options: dict[str, Any], sentence: str) -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from veilmesh.peer.brokers.embedded import has_embedded
+from veilmesh.peer.brokers.mosquitto import find_mosquitto
 from veilmesh.sim.doctor import PROGRAMS, Finding, examine
 
 __all__: list[str] = []
@@ -26,6 +28,12 @@ def test_what_these_tests_run_on_is_found(findings: dict[str, Finding]) -> None:
     assert all(findings[name].present for name in ("python", "torch", "libp2p", "loopback ports"))
     assert findings["libp2p"].version == version("libp2p")
     assert findings["torch"].version == version("torch")
+
+
+def test_it_says_which_brokers_are_there_and_what_the_embedded_one_cannot_do(findings: dict[str, Finding]) -> None:
+    assert findings["mosquitto"].present == (find_mosquitto() is not None)
+    assert findings["amqtt"].present == has_embedded()
+    assert "not MQTT 5" in findings["amqtt"].gives
 
 
 def test_a_program_that_is_not_there_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

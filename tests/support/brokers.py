@@ -21,7 +21,16 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
-__all__ = ["EMBEDDED", "MOSQUITTO", "TestBroker", "broker", "needs_embedded", "needs_mosquitto", "tls_files"]
+__all__ = [
+    "EMBEDDED",
+    "MOSQUITTO",
+    "TestBroker",
+    "broker",
+    "free_port",
+    "needs_embedded",
+    "needs_mosquitto",
+    "tls_files",
+]
 
 WAIT = 30.0
 MOSQUITTO = shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin:/opt/homebrew/sbin")
@@ -53,7 +62,7 @@ class TestBroker:
     __test__ = False
 
     def __init__(self, folder: Path, *, embedded: bool = False, lines: str = "", keeps: bool = True) -> None:
-        self.port = _free_port()
+        self.port = free_port()
         self._embedded = embedded
         self._file = folder / f"mosquitto-{self.port}.conf"
         kept = f"persistence {'true' if keeps else 'false'}\npersistence_location {folder}/\n"
@@ -127,7 +136,8 @@ def tls_files(folder: Path) -> str:
     return f"certfile {folder}/cert.pem\nkeyfile {folder}/key.pem\n"
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that was free a moment ago."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port: int = found.getsockname()[1]
