@@ -117,7 +117,7 @@ def _run(cast: Cast, folder: Path, progress: Progress, resumed: Resumption | Non
     watch = _watching(cast, progress)
     # Imported here: a run in one world does not need the others.
     if cast.scenario.world == "virtual":
-        from veilmesh.sim.network import run_in_virtual_time
+        from veilmesh.sim.virtual import run_in_virtual_time
 
         return run_in_virtual_time(cast, folder, watch, resumed)
     if cast.scenario.world == "memory":

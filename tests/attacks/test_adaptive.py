@@ -53,7 +53,7 @@ def _run(view, name="adaptive", **options):
 def test_every_codec_is_met_by_a_guess_that_says_how_it_compared(defended, codec):
     guess = _run(defended({"name": codec}))
     assert guess.pictures.shape == (1, 1, 8, 8)
-    assert (guess.details["variant"] == "cosine") == (codec in ("dense", "nf4", "normal-float"))
+    assert (guess.details["variant"] == "cosine") == (codec in ("bf16", "dense", "nf4", "normal-float"))
     assert -1 <= guess.details["explained"] <= 1
     assert guess.details["noise"] == 0
 

@@ -19,10 +19,10 @@ from veilmesh.peer.machine import PeerId
 from veilmesh.peer.transcript import Record, read_transcript
 from veilmesh.sim.audit import open_run
 from veilmesh.sim.cast import Cast
-from veilmesh.sim.network import run_in_virtual_time
 from veilmesh.sim.observation import own_data
 from veilmesh.sim.scenario import Scenario
 from veilmesh.sim.score import psnr
+from veilmesh.sim.virtual import run_in_virtual_time
 from veilmesh.swarm import messages
 from veilmesh.tasks.work import Train
 

@@ -13,7 +13,7 @@ import pytest
 __all__: list[str] = []
 
 PAGES = ["README.md", "CONTRIBUTING.md"]
-COMMANDS = [*PAGES, "docs/split.md", "docs/edge.md"]
+COMMANDS = [*PAGES, "docs/split.md", "docs/edge.md", "docs/transports.md"]
 MADE = ("runs/", ".venv", "dist/")  # what commands write: not in a fresh clone
 PLAIN = {"COLUMNS": "250", "NO_COLOR": "1", "TERM": "dumb"}
 

@@ -13,10 +13,10 @@ from veilmesh.core import BadInput, generator
 from veilmesh.peer.machine import PeerId
 from veilmesh.sim.audit import audit, open_run
 from veilmesh.sim.cast import Cast
-from veilmesh.sim.network import run_in_virtual_time
 from veilmesh.sim.observation import told_labels
 from veilmesh.sim.scenario import Choice, Scenario
 from veilmesh.sim.score import psnr
+from veilmesh.sim.virtual import run_in_virtual_time
 
 BATCH = 4
 SCENARIO = {

@@ -16,8 +16,8 @@ from veilmesh.peer.store import load_parameters
 from veilmesh.sim.cast import Cast
 from veilmesh.sim.feet import in_force, require_ways, standing
 from veilmesh.sim.invite import Invite
-from veilmesh.sim.network import run_in_virtual_time
 from veilmesh.sim.scenario import Scenario
+from veilmesh.sim.virtual import run_in_virtual_time
 
 GOSSIP: dict[str, Any] = {
     "peers": 5,

@@ -21,8 +21,8 @@ from veilmesh.peer.store import load_parameters
 from veilmesh.sim.cast import Cast
 from veilmesh.sim.entry import identity_in
 from veilmesh.sim.invite import Invite
-from veilmesh.sim.network import run_in_virtual_time
 from veilmesh.sim.scenario import Scenario, override
+from veilmesh.sim.virtual import run_in_virtual_time
 
 SMALL = {
     "peers": 3, "rounds": 4, "evaluate_every": 2, "strategy.name": "gossip", "training.batch": 4,
@@ -90,7 +90,7 @@ def refused(where: Path, *arguments: str) -> str:
     "options",
     [
         pytest.param(("--tls", "--user", "lab"), marks=needs_mosquitto, id="mosquitto"),
-        pytest.param(("--tls", "--embedded"), marks=needs_embedded, id="amqtt"),
+        pytest.param(("--tls", "--embedded"), marks=[needs_embedded, pytest.mark.slow], id="amqtt"),
     ],
 )
 def test_a_mesh_through_it_comes_to_the_same_bits(tmp_path: Path, options: tuple[str, ...]) -> None:

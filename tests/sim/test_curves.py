@@ -8,8 +8,8 @@ import pytest
 
 from veilmesh.sim.cast import Cast
 from veilmesh.sim.curves import LEVELS, Counted, Reached, time_and_bytes_to, typical_accuracy, who_counts
-from veilmesh.sim.network import run_in_virtual_time
 from veilmesh.sim.scenario import Scenario
+from veilmesh.sim.virtual import run_in_virtual_time
 
 ALL = Counted(frozenset({0, 1, 2}), frozenset({0, 1, 2}))
 

@@ -14,9 +14,9 @@ from veilmesh.core import LocalError, seed_number
 from veilmesh.peer.transcript import read_transcript
 from veilmesh.sim.audit import audit, open_run
 from veilmesh.sim.cast import Cast
-from veilmesh.sim.network import run_in_virtual_time
 from veilmesh.sim.observation import own_data
 from veilmesh.sim.scenario import Choice, Scenario
+from veilmesh.sim.virtual import run_in_virtual_time
 from veilmesh.swarm.schedule import cohorts
 from veilmesh.tasks.work import Train
 

@@ -11,9 +11,9 @@ from veilmesh.sim.audit import attach, audit, open_run
 from veilmesh.sim.cast import Cast
 from veilmesh.sim.claims import Claim, judge
 from veilmesh.sim.membership import link_figures
-from veilmesh.sim.network import run_in_virtual_time
 from veilmesh.sim.report import write_report
 from veilmesh.sim.scenario import Choice, Scenario
+from veilmesh.sim.virtual import run_in_virtual_time
 
 SCENARIO = {
     "world": "virtual", "peers": 6, "rounds": 6, "seed": 2, "task": "digits", "model": {"name": "mlp", "hidden": [16]},

@@ -16,13 +16,13 @@ from veilmesh.sim.audit import attach, audit, open_run
 from veilmesh.sim.cast import Cast
 from veilmesh.sim.claims import Claim, judge
 from veilmesh.sim.membership import member_figures, property_figures
-from veilmesh.sim.network import run_in_virtual_time
 from veilmesh.sim.record import read_json
 from veilmesh.sim.report import write_report
 from veilmesh.sim.report.table import inferred_table, summary_table
 from veilmesh.sim.roc import auc, auc_floor, auc_gap_interval, auc_interval, balanced_accuracy, hits
 from veilmesh.sim.scenario import Choice, Scenario
 from veilmesh.sim.study import Study
+from veilmesh.sim.virtual import run_in_virtual_time
 
 SCENARIO = {
     "world": "virtual", "peers": 4, "rounds": 3, "seed": 5, "task": {"name": "digits", "limit": 120},

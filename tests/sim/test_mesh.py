@@ -24,8 +24,8 @@ from veilmesh.peer.transports.base import MAX_FRAME, TRANSPORTS
 from veilmesh.peer.transports.libp2p import Libp2pTransport
 from veilmesh.sim.cast import Cast
 from veilmesh.sim.memory import run_in_memory
-from veilmesh.sim.network import run_in_virtual_time
 from veilmesh.sim.scenario import Scenario
+from veilmesh.sim.virtual import run_in_virtual_time
 from veilmesh.swarm import messages
 
 

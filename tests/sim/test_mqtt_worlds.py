@@ -13,8 +13,8 @@ from veilmesh.crypto.identity import Identity
 from veilmesh.peer.store import load_parameters
 from veilmesh.sim.cast import Cast
 from veilmesh.sim.invite import Invite, inviting
-from veilmesh.sim.network import run_in_virtual_time
 from veilmesh.sim.scenario import Scenario
+from veilmesh.sim.virtual import run_in_virtual_time
 
 GOSSIP: dict[str, Any] = {
     "peers": 3,

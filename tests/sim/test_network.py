@@ -27,8 +27,9 @@ from veilmesh.peer.machine import (
 from veilmesh.peer.store import load_parameters
 from veilmesh.peer.transcript import Record
 from veilmesh.sim.cast import Cast
-from veilmesh.sim.network import Player, VirtualNetwork, run_in_virtual_time
+from veilmesh.sim.network import Player, VirtualNetwork
 from veilmesh.sim.scenario import Scenario
+from veilmesh.sim.virtual import run_in_virtual_time
 
 A, B, C = (PeerId(name) for name in "abc")
 On = Callable[[Event, float], list[Effect]]

@@ -9,8 +9,8 @@ import torch
 
 from veilmesh.core import BadInput
 from veilmesh.sim.cast import Cast
-from veilmesh.sim.network import run_in_virtual_time
 from veilmesh.sim.scenario import Scenario
+from veilmesh.sim.virtual import run_in_virtual_time
 from veilmesh.tasks import Train
 from veilmesh.tasks.models.build import build_model, vector_to_parameters
 from veilmesh.tasks.models.layers import BatchNorm

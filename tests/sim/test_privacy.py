@@ -14,10 +14,10 @@ from veilmesh.peer.machine import PeerId
 from veilmesh.sim.audit import audit
 from veilmesh.sim.cast import Cast
 from veilmesh.sim.claims import Claim, judge
-from veilmesh.sim.network import run_in_virtual_time
 from veilmesh.sim.privacy import privacy_figures, privacy_of
 from veilmesh.sim.report import write_report
 from veilmesh.sim.scenario import Choice, Scenario
+from veilmesh.sim.virtual import run_in_virtual_time
 from veilmesh.swarm.strategies.base import STRATEGIES
 from veilmesh.tasks import Train
 

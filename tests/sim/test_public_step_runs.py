@@ -9,9 +9,9 @@ from veilmesh.core import BadInput
 from veilmesh.peer.transcript import read_transcript
 from veilmesh.sim.audit import audit, open_run
 from veilmesh.sim.cast import Cast
-from veilmesh.sim.network import run_in_virtual_time
 from veilmesh.sim.record import read_json
 from veilmesh.sim.scenario import Choice, Scenario
+from veilmesh.sim.virtual import run_in_virtual_time
 from veilmesh.swarm import messages
 
 SHARING = {"name": "public-step", "batch": 4, "steps": 2}
