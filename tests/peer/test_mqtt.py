@@ -112,6 +112,7 @@ def test_a_broker_that_is_restarted_again_and_again_loses_and_repeats_nothing(
         run(scene)
 
 
+@pytest.mark.slow
 @needs_mosquitto
 def test_a_broker_that_drops_repeats_reorders_and_damages_is_counted_and_survived(relay: TestBroker) -> None:
     rng = random.Random(0)

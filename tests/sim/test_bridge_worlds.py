@@ -77,6 +77,7 @@ def test_two_islands_whose_bridge_carries_for_them_come_to_the_same_bits(tmp_pat
     assert carried == summary["peers"][2]["bytes_sent"] > 2 * others[0]
 
 
+@pytest.mark.slow
 @needs_mosquitto
 def test_a_server_on_a_bridge_has_clients_on_both_sides(tmp_path: Path) -> None:
     with broker(tmp_path) as relay:

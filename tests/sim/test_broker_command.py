@@ -198,7 +198,7 @@ def test_up_starts_the_embedded_broker_where_there_is_no_other(tmp_path: Path) -
     [
         pytest.param(signal.SIGINT, marks=pytest.mark.slow),
         pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
-        signal.SIGKILL,
+        pytest.param(signal.SIGKILL, marks=pytest.mark.slow),
     ],
 )
 def test_its_own_broker_ends_with_the_mesh(tmp_path: Path, how: signal.Signals) -> None:

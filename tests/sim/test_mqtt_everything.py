@@ -48,7 +48,7 @@ OTHERWISE: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """What a protocol needs, or shows more with."""
 
-QUICK = ("secure-groups", "vanilla")
+QUICK = ("vanilla",)
 HOMOMORPHIC = ("blind-proxy", "encrypted", "encrypted-inference", "shared-key")
 APPROXIMATE = {"shared-key": 1e-6, "encrypted": 1e-4}
 """CKKS: sums, and not the draws of its ciphertexts, are repeated, up to so much in any coordinate."""
