@@ -192,15 +192,9 @@ def test_up_starts_the_embedded_broker_where_there_is_no_other(tmp_path: Path) -
     assert "3.1.1 only" in done.stderr
 
 
+@pytest.mark.slow
 @needs_mosquitto
-@pytest.mark.parametrize(
-    "how",
-    [
-        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
-        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
-        pytest.param(signal.SIGKILL, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_its_own_broker_ends_with_the_mesh(tmp_path: Path, how: signal.Signals) -> None:
     with up(tmp_path / "mesh", "--transport", "mqtt", *LONG) as process:
         wait_for(lambda: rounds_done(tmp_path / "mesh") > 3, "a few rounds")
