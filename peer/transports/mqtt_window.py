@@ -7,7 +7,8 @@ and when the connection is new. The receiver knows a chunk it has had, so nothin
 
 How long is long follows the slowest acknowledgement of late (as TCP does, RFC 6298): at a megabit a chunk takes
 seconds, and saying it again would only make it slower. Every chunk that is said has a number, also one that is said
-again, and the acknowledgement repeats it: so it is known which copy arrived, and what went before it and did not.
+again, and the acknowledgement repeats it: so it is known which copy arrived, how long that copy took (what was lost
+before it tells nothing of the line: RFC 6298, section 3), and what went before it and did not arrive.
 """
 
 from dataclasses import dataclass
@@ -40,7 +41,8 @@ class _Frame:
 class _Said:
     """A chunk under way."""
 
-    order: int
+    order: int  # of this copy
+    at: float  # when this copy was said
     first: float  # when it was said for the first time
 
 
@@ -123,11 +125,11 @@ class Window:
         for frame, index, order in pieces:
             key = (frame, index)
             if (said := self._flight.pop(key, None)) is not None:
-                first = said.first
-            elif (first := self._again.pop(key, -1.0)) < 0:
+                since = said.at if order >= said.order else said.first
+            elif (since := self._again.pop(key, -1.0)) < 0:
                 continue
             newest = max(newest, min(order, self._order))
-            self._usual = min(_LONGEST_PATIENCE, max(_FIRST_PATIENCE, 0.9 * self._usual, 2 * (now - first)))
+            self._usual = min(_LONGEST_PATIENCE, max(_FIRST_PATIENCE, 0.9 * self._usual, 2 * (now - since)))
             self._patience, self._due = self._usual, now + self._usual
             self._arrived(frame)
         self._overtaken_by(newest)
@@ -170,7 +172,7 @@ class Window:
         frame = self._frames[number]
         if not self._flight and first == now:
             self._due = now + self._patience
-        self._flight[key] = _Said(self._order, first)
+        self._flight[key] = _Said(self._order, now, first)
         self._order += 1
         begin = index * self._chunk_bytes
         data = memoryview(frame.data)[begin : begin + self._chunk_bytes]
