@@ -52,7 +52,7 @@ def assert_same_models(folder: Path, data: dict[str, Any]) -> None:
     ("embedded", "protocol"),
     [
         pytest.param(False, "5", marks=needs_mosquitto, id="mosquitto"),
-        pytest.param(True, "3.1.1", marks=needs_embedded, id="amqtt"),
+        pytest.param(True, "3.1.1", marks=[needs_embedded, pytest.mark.slow], id="amqtt"),
     ],
 )
 def test_a_mesh_through_a_broker_comes_to_the_same_bits(tmp_path: Path, embedded: bool, protocol: str) -> None:
