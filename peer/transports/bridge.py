@@ -26,7 +26,8 @@ from veilmesh.peer.transports.base import TRANSPORTS, Arrival, Frame, Traffic, T
 from veilmesh.peer.transports.bridge_address import WAYS, joined, parts
 from veilmesh.peer.transports.bridge_forward import Forwards
 from veilmesh.peer.transports.bridge_merge import Merged
-from veilmesh.peer.transports.bridge_thread import Elsewhere, added, only
+from veilmesh.peer.transports.bridge_thread import Elsewhere, added
+from veilmesh.peer.transports.groups import only
 
 __all__ = ["Bridge", "BridgeTransport"]
 

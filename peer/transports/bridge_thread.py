@@ -17,8 +17,9 @@ from veilmesh.core import LocalError
 from veilmesh.peer.machine import PeerId
 from veilmesh.peer.transports.base import Arrival, Traffic, Transport
 from veilmesh.peer.transports.bridge_guest import Errand, Guest
+from veilmesh.peer.transports.groups import only
 
-__all__ = ["Elsewhere", "added", "only"]
+__all__ = ["Elsewhere", "added"]
 
 
 class Elsewhere:
@@ -124,10 +125,3 @@ def added(*counted: Traffic) -> Traffic:
         lost_frames=sum(t.lost_frames for t in counted),
         refused=sum(t.refused for t in counted),
     )
-
-
-def only(group: BaseException) -> BaseException:
-    """The one exception in nested groups of one; task groups wrap whatever passes through them."""
-    while isinstance(group, BaseExceptionGroup) and len(group.exceptions) == 1:
-        group = group.exceptions[0]
-    return group

@@ -28,6 +28,7 @@ from veilmesh.peer.machine import PeerId
 from veilmesh.peer.transports import hardening, libp2p_address, libp2p_circuit, libp2p_host, wire
 from veilmesh.peer.transports.base import MAX_FRAME, TRANSPORTS, Arrival, Traffic
 from veilmesh.peer.transports.framing import in_pieces
+from veilmesh.peer.transports.groups import only
 from veilmesh.peer.transports.inbox import Inbox
 from veilmesh.peer.transports.libp2p_finding import Finds
 from veilmesh.peer.transports.libp2p_gate import Gate
@@ -169,7 +170,7 @@ class Libp2pTransport:
                 yield self._inbox
                 tasks.cancel_scope.cancel()
         except BaseExceptionGroup as group:
-            raise _only(group) from None
+            raise only(group) from None
         finally:
             tcp.abort()
             self._host = self._tasks = None
@@ -246,10 +247,3 @@ def _hardened() -> tuple[str, ...]:
         return hardening.harden()
     except LocalError as error:  # fail closed: no host without its fixes
         raise BadInput(f"{error}; install libp2p {hardening.SUPPORTED}, or take another transport.") from error
-
-
-def _only(group: BaseException) -> BaseException:
-    """The one exception in nested groups of one; nurseries wrap whatever passes through them."""
-    while isinstance(group, BaseExceptionGroup) and len(group.exceptions) == 1:
-        group = group.exceptions[0]
-    return group

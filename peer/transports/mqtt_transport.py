@@ -15,6 +15,7 @@ from veilmesh.core import BadInput, LocalError, RemoteError
 from veilmesh.crypto.identity import Identity
 from veilmesh.peer.machine import PeerId
 from veilmesh.peer.transports.base import INBOX_BYTES, MAX_FRAME, Arrival, Traffic
+from veilmesh.peer.transports.groups import only
 from veilmesh.peer.transports.inbox import Inbox
 from veilmesh.peer.transports.mqtt_broker import Broker
 from veilmesh.peer.transports.mqtt_chunks import Acks, Chunk, read
@@ -120,7 +121,7 @@ class MqttTransport:
                     await self._close(session)
                     tasks.cancel_scope.cancel()
         except BaseExceptionGroup as group:
-            raise self._named(_only(group)) from None
+            raise self._named(only(group)) from None
         finally:
             self._here = None
             self._inbox.close()
@@ -280,10 +281,3 @@ class MqttTransport:
                 await session.publish(self._names.presence, ended)
                 await session.publish(self._names.presence, b"", retain=True)
                 await session.unsubscribe()
-
-
-def _only(group: BaseException) -> BaseException:
-    """The one exception in nested groups of one; task groups wrap whatever passes through them."""
-    while isinstance(group, BaseExceptionGroup) and len(group.exceptions) == 1:
-        group = group.exceptions[0]
-    return group
