@@ -13,6 +13,7 @@ from transports_turn import Drive, Given, Words  # beside this file
 
 from veilmesh.crypto.envelope import Card, Mailroom
 from veilmesh.crypto.identity import Identity
+from veilmesh.peer.confinement import keep
 from veilmesh.peer.machine import PeerId
 from veilmesh.peer.transports.base import TRANSPORTS, Arrival, Frame, Transport, TransportKind
 
@@ -22,7 +23,8 @@ RUN = bytes(16)
 
 
 def run(given: Given, main: Callable[[], Awaitable[None]]) -> None:
-    """In the event loop of the transport."""
+    """In the event loop of the transport, in a process that is set up as a peer's is."""
+    keep()
     anyio.run(main, backend=_kind(given).backend)
 
 

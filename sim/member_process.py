@@ -11,7 +11,7 @@ import psutil
 
 from veilmesh.core import BadInput, LocalError
 from veilmesh.crypto.envelope import Card
-from veilmesh.peer.confinement import Exhausted, confine, give_back, peak_memory, require_room, watch_memory
+from veilmesh.peer.confinement import Exhausted, confine, give_back, keep, peak_memory, require_room, watch_memory
 from veilmesh.peer.machine import Keep, Note
 from veilmesh.peer.processes import Link
 from veilmesh.peer.shaping_relay import Relay
@@ -81,6 +81,8 @@ class MemberProcess:
             if (found := self._edge()) and found[0].memory:
                 give_back()  # also where this is a fresh interpreter
                 require_room((os.getpid(), worker.pid), found[0].memory)
+            else:
+                keep()
             anyio.run(self._live, kind, link, worker, relay, backend=kind.backend)
         except* BadInput as group:
             link.send({"failed": sentence_of(group)})

@@ -85,7 +85,7 @@ def test_numbers_are_the_programs() -> None:
     flowing = " ".join(PAGE.split())
     assert [said.format(n) for said, n in numbers.items() if said.format(n) not in flowing] == []
     assert (ratchet.EPOCH_FRAMES, Limits().heartbeat, Limits().patience, WIRE_IDS[1].__name__) == (16, 1, 10, "Dense")
-    assert 36 + struct.calcsize("!QQQIIII") == mqtt_chunks.CHUNK_OVERHEAD
+    assert 36 + struct.calcsize("!QQQIII16s") == mqtt_chunks.CHUNK_OVERHEAD
     assert places("Over MQTT") == [0, 2, 3, 4, 20]
 
 
