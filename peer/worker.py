@@ -154,7 +154,7 @@ class ProcessWorker:
 def _serve(link: Link, prepare: Callable[[], Executor]) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     execute = prepare()
-    with suppress(EOFError):  # the peer has closed: it wants no more
+    with suppress(EOFError, ConnectionError):  # the peer has closed, or died before it took an answer: it wants no more
         while True:
             tasks = _received(link.socket)
             try:

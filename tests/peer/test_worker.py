@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
@@ -38,6 +39,8 @@ def do(task: object) -> object:
             return lambda: 0
         case "wait":
             signal.pause()
+        case "nap":
+            time.sleep(0.2)
     return os.getpid()
 
 
@@ -157,6 +160,19 @@ def scene_a_worker_that_is_killed_while_it_waits() -> None:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(kill)
             assert "killed (SIGKILL)" in await failure(worker, "wait")
+
+    with_worker(scene)
+
+
+def scene_a_peer_that_dies_before_its_answer_ends_its_worker_quietly() -> None:
+    async def scene(worker: ProcessWorker) -> None:
+        with anyio.move_on_after(0.1):
+            await worker.run(["nap"])
+        await anyio.wait_readable(worker.child.link.socket)
+        worker.child.link.close()  # as when a process ends; what it never read is a reset for the other end
+        os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)
+        assert worker.child.poll()
+        assert worker.child.ended() == "finished"
 
     with_worker(scene)
 

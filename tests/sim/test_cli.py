@@ -243,7 +243,7 @@ def test_a_port_in_use_is_named(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         said = complaint(veilmesh("up", "--peers", "2", "--rounds", "1", "--port", str(port), cwd=tmp_path))
-    assert str(port) in said
+    assert f"port {port} " in said or f"port {port + 1} " in said  # the next one may be somebody else's
 
 
 BROKEN = {
