@@ -6,7 +6,8 @@ holds up its sender, not the broker's memory. A chunk is said again when chunks 
 and when the connection is new. The receiver knows a chunk it has had, so nothing arrives twice.
 
 How long is long follows the slowest acknowledgement of late (as TCP does, RFC 6298): at a megabit a chunk takes
-seconds, and saying it again would only make it slower. Every chunk that is said has a number, also one that is said
+seconds, and saying it again would only make it slower. Before anything was acknowledged, a line is taken for one of
+half a megabit. Every chunk that is said has a number, also one that is said
 again, and the acknowledgement repeats it: so it is known which copy arrived, how long that copy took (what was lost
 before it tells nothing of the line: RFC 6298, section 3), and what went before it and did not arrive.
 """
@@ -19,6 +20,7 @@ from veilmesh.peer.transports.mqtt_chunks import AHEAD, Chunk, Piece
 __all__ = ["Window"]
 
 _FIRST_PATIENCE: Final = 2.0  # seconds without any acknowledgement before the oldest chunk is said again
+_SLOWEST: Final = 62_500  # bytes in a second that a line is given the time for before it has shown what it is
 _LONGEST_PATIENCE: Final = 60.0
 _OVERTAKEN: Final = 3  # chunks said later that were acknowledged first: it was dropped, not delayed
 
@@ -70,6 +72,7 @@ class Window:
         self._order = 0
         self._patience = self._usual = _FIRST_PATIENCE
         self._due = 0.0
+        self._measured = False  # something was acknowledged
         self.repeated = 0  # chunks that were said again
 
     def __len__(self) -> int:
@@ -128,7 +131,7 @@ class Window:
                 since = said.at if order >= said.order else said.first
             elif (since := self._again.pop(key, -1.0)) < 0:
                 continue
-            newest = max(newest, min(order, self._order))
+            newest, self._measured = max(newest, min(order, self._order)), True
             self._usual = min(_LONGEST_PATIENCE, max(_FIRST_PATIENCE, 0.9 * self._usual, 2 * (now - since)))
             self._patience, self._due = self._usual, now + self._usual
             self._arrived(frame)
@@ -163,18 +166,27 @@ class Window:
 
     def _lose_patience(self, now: float) -> None:
         if self._flight and not self._again and now >= self._due:
-            self._say_again([next(iter(self._flight))])
+            oldest = next(iter(self._flight))
+            self._say_again([oldest])
             self._patience = min(_LONGEST_PATIENCE, 2 * self._patience)
-            self._due = now + self._patience
+            self._due = now + self._patience + self._slow_start(len(self._piece(oldest)))
 
     def _put(self, key: _Key, now: float, first: float) -> Chunk:
         number, index = key
         frame = self._frames[number]
+        data = self._piece(key)
         if not self._flight and first == now:
-            self._due = now + self._patience
+            self._due = now + self._patience + self._slow_start(len(data))
         self._flight[key] = _Said(self._order, now, first)
         self._order += 1
-        begin = index * self._chunk_bytes
-        data = memoryview(frame.data)[begin : begin + self._chunk_bytes]
         low, order = next(iter(self._frames)), self._order - 1
         return Chunk(self._source, self._target, low, order, number, len(frame.data), index, frame.count, data)
+
+    def _piece(self, key: _Key) -> memoryview:
+        number, index = key
+        begin = index * self._chunk_bytes
+        return memoryview(self._frames[number].data)[begin : begin + self._chunk_bytes]
+
+    def _slow_start(self, size: int) -> float:
+        """Seconds more for a chunk of `size` bytes, while nothing is known of the line."""
+        return 0.0 if self._measured else size / _SLOWEST

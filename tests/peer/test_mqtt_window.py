@@ -120,6 +120,17 @@ def test_a_slow_line_is_not_filled_with_repetitions() -> None:
     assert sending.repeated <= 6
 
 
+def test_a_line_that_turns_out_slow_is_not_told_its_first_chunk_twice() -> None:
+    sending = Window(ME, YOU, 1 << 18, 1 << 20, 1 << 20)  # two seconds for a chunk at a megabit
+    sending.add(bytes(1 << 20))
+    chunks = said(sending, 0.0)
+    for number, chunk in enumerate(chunks):
+        late = 2.1 * (number + 1)
+        assert said(sending, late) == []
+        sending.acknowledged(pieces([chunk]), late)
+    assert sending.repeated == len(sending) == 0
+
+
 def test_once_one_chunk_arrives_all_that_went_before_it_and_did_not_is_said_again() -> None:
     """As when a broker came back empty: it took over what nobody was subscribed to yet."""
     sending = window()
