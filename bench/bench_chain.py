@@ -20,8 +20,8 @@ from typing import Any, ClassVar, Literal
 import anyio
 
 from veilmesh.crypto.identity import Identity
-from veilmesh.peer.machine import PeerId
-from veilmesh.peer.transports.base import TRANSPORTS, Arrival, Traffic, Transport
+from veilmesh.peer.transports.base import TRANSPORTS, Arrival, Transport
+from veilmesh.peer.transports.wrapped import Wrapped
 from veilmesh.sim.cast import Cast
 from veilmesh.sim.run import run_scenario
 from veilmesh.sim.scenario import Scenario
@@ -32,29 +32,12 @@ MARK = 2.0  # times the steps a second without overlap: what is aimed at
 STEPS = 4  # in a round
 
 
-class _Late:
+class _Late(Wrapped):
     """A transport whose arrivals are handed on later, each by as much."""
 
     def __init__(self, inner: Transport, latency: float) -> None:
-        self._inner, self._latency = inner, latency
-
-    @property
-    def traffic(self) -> Traffic:
-        return self._inner.traffic
-
-    @property
-    def address(self) -> str:
-        return self._inner.address
-
-    @property
-    def protections(self) -> dict[str, str]:
-        return self._inner.protections
-
-    def introduce(self, addresses: dict[PeerId, str]) -> None:
-        self._inner.introduce(addresses)
-
-    async def send(self, to: PeerId, frame: bytes) -> None:
-        await self._inner.send(to, frame)
+        super().__init__(inner)
+        self._latency = latency
 
     def open(self) -> AbstractAsyncContextManager[AsyncIterator[Arrival]]:
         return self._opened()

@@ -21,10 +21,11 @@ from veilmesh.core import BadInput, RemoteError
 from veilmesh.peer.machine import Note, PeerId
 from veilmesh.peer.store import writing
 from veilmesh.peer.transcript import Record
-from veilmesh.peer.transports.base import Arrival, Traffic, Transport
+from veilmesh.peer.transports.base import Arrival, Transport
 from veilmesh.peer.transports.mqtt_chunks import Acks, Chunk, Reassembly, read
 from veilmesh.peer.transports.mqtt_names import Presence
 from veilmesh.peer.transports.mqtt_transport import MqttTransport
+from veilmesh.peer.transports.wrapped import Wrapped
 from veilmesh.sim.cast import Cast, stem
 from veilmesh.sim.scenario import Envelope
 from veilmesh.sim.tap import Tap
@@ -132,26 +133,12 @@ class Passing:
             self.keep(Record(now, IN_PASSING, self._me, to, len(frame), frame, None))
 
 
-class _Watched:
+class _Watched(Wrapped):
     """A transport whose frames are seen as they leave."""
 
     def __init__(self, inner: Transport, me: PeerId, tap: Passing, clock: Callable[[], float]) -> None:
-        self._inner, self._me, self._tap, self._clock = inner, me, tap, clock
-
-    @property
-    def traffic(self) -> Traffic:
-        """The counters, live."""
-        return self._inner.traffic
-
-    @property
-    def address(self) -> str:
-        """Where others reach this peer, once open."""
-        return self._inner.address
-
-    @property
-    def protections(self) -> dict[str, str]:
-        """What is in force on this transport."""
-        return self._inner.protections
+        super().__init__(inner)
+        self._me, self._tap, self._clock = me, tap, clock
 
     def open(self) -> AbstractAsyncContextManager[AsyncIterator[Arrival]]:
         """Listen."""
@@ -166,14 +153,10 @@ class _Watched:
             finally:
                 self._tap.sight(Sighting(self._clock(), "closed", self._me, number=1))
 
-    def introduce(self, addresses: dict[PeerId, str]) -> None:
-        """Tell the transport where the others are."""
-        self._inner.introduce(addresses)
-
     async def send(self, to: PeerId, frame: bytes) -> None:
         """Carry `frame` towards `to`."""
         self._tap.keep(Record(self._clock(), IN_PASSING, self._me, to, len(frame), frame, None))
-        await self._inner.send(to, frame)
+        await super().send(to, frame)
 
 
 def sightings(folder: Path) -> Iterator[Sighting]:

@@ -38,6 +38,7 @@ PUBLISH_SECONDS: Final = 120.0  # for a chunk to be taken over: at a megabit, a 
 SESSION_SECONDS: Final = 3600  # how long the broker keeps a session whose peer is away
 WILL_SECONDS: Final = 2  # a peer that is back sooner was never away
 FIRST_WAIT, LONGEST_WAIT = 0.1, 5.0
+FIRST_TRIES: Final = 6  # where a broker takes a peer in and breaks off, as an overloaded one does: some 3 s
 _AT_A_TIME: Final = 8  # publishes that the broker has not taken over yet
 _QUEUED: Final = 4096  # messages that wait to be looked at; what a flood adds beyond is left to be said again
 _JITTER: Final = random.SystemRandom()
@@ -71,18 +72,19 @@ class Session:
         self._up = anyio.Event()
         self._pending: set[anyio.CancelScope] = set()
         self._tls = broker.context()
+        self._accepted = False  # by the broker, once at least
         self.connections = 0
 
     async def run(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
-        """Stay connected until cancelled. Raises BadInput: there is no connection to begin with."""
-        aiomqtt, wait = library(), FIRST_WAIT
+        """Stay connected until cancelled. Raises BadInput: there is no connection to begin with, or none that lasts."""
+        aiomqtt, wait, tries = library(), FIRST_WAIT, 0
         _pass_over_late_writers(asyncio.get_running_loop())
         while True:
-            before = self.connections
+            before, tries = self.connections, tries + 1
             try:
                 await self._connection(task_status)
             except (aiomqtt.MqttError, OSError, ValueError) as error:  # ValueError: the broker's bytes are no MQTT
-                if not self.connections:
+                if not self.connections and (not self._accepted or tries == FIRST_TRIES):
                     raise BadInput(self._sentence(error)) from None
             finally:
                 self._down()
@@ -144,6 +146,7 @@ class Session:
                 tasks.cancel_scope.cancel()
 
         async with self._make() as client:
+            self._accepted = True
             async with anyio.create_task_group() as tasks:  # who subscribes would not notice that the connection broke
                 tasks.start_soon(until_broken, lambda: self._listen(client))
                 await until_broken(lambda: self._begin(client, task_status))

@@ -11,7 +11,8 @@ from typing import Protocol, TypeAlias, runtime_checkable
 from veilmesh.core import BadInput
 from veilmesh.peer.machine import PeerId
 from veilmesh.peer.shaping_relay import Relay
-from veilmesh.peer.transports.base import Arrival, Traffic, Transport
+from veilmesh.peer.transports.base import Arrival, Transport
+from veilmesh.peer.transports.wrapped import Wrapped
 
 __all__ = ["Brokered", "Shaped", "shaped"]
 
@@ -35,28 +36,18 @@ def shaped(inner: Transport, relay: Relay) -> Transport:
     return Shaped(inner, relay)
 
 
-class Shaped:
+class Shaped(Wrapped):
     """`inner`, as others see it through `relay`, and as it sees them."""
 
     def __init__(self, inner: Transport, relay: Relay) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._relay = relay
         self._address = ""
 
     @property
-    def traffic(self) -> Traffic:
-        """The counters of the transport itself, at its own sockets."""
-        return self._inner.traffic
-
-    @property
     def address(self) -> str:
         """The relay's, once open: where others reach this peer."""
-        return self._address or self._inner.address
-
-    @property
-    def protections(self) -> dict[str, str]:
-        """Those of the transport itself: the relay passes on what it cannot read."""
-        return self._inner.protections
+        return self._address or super().address
 
     def open(self) -> AbstractAsyncContextManager[AsyncIterator[Arrival]]:
         """Listen, behind the relay."""
@@ -71,11 +62,7 @@ class Shaped:
 
     def introduce(self, addresses: dict[PeerId, str]) -> None:
         """Tell the transport where the others are: at the relay, each at a port of its own. Raises BadInput."""
-        self._inner.introduce({p: _moved(at, self._relay.way(_place(at))) for p, at in addresses.items()})
-
-    async def send(self, to: PeerId, frame: bytes) -> None:
-        """As the transport itself does."""
-        await self._inner.send(to, frame)
+        super().introduce({p: _moved(at, self._relay.way(_place(at))) for p, at in addresses.items()})
 
 
 def _place(address: str) -> _Place:

@@ -5,11 +5,12 @@ import ssl
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.abc
 import pytest
 from brokers import TestBroker, broker, needs_embedded, needs_mosquitto, tls_files
 from meddler import meddler
@@ -341,6 +342,57 @@ def test_what_cannot_be_used_is_said_in_a_sentence(options: dict[str, Any], sent
         with pytest.raises(BadInput, match=sentence):
             async with Mqtt(**options).make(A).open():
                 raise AssertionError(options)
+
+    run(scene)
+
+
+@asynccontextmanager
+async def breaking_off(port: int, times: int) -> AsyncIterator[str]:
+    """A broker that takes in whoever comes and breaks off, so many times; and then is the one at `port`."""
+    listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
+    broken = 0
+
+    async def copy(one: anyio.abc.SocketStream, other: anyio.abc.SocketStream) -> None:
+        with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
+            async for data in one:
+                await other.send(data)
+
+    async def serve(client: anyio.abc.SocketStream) -> None:
+        nonlocal broken
+        async with client:
+            if broken < times:
+                broken += 1
+                await client.receive()
+                await client.send(bytes.fromhex("20020000"))  # welcome (MQTT 3.1.1, 3.2)
+                return
+            async with await anyio.connect_tcp("127.0.0.1", port) as it, anyio.create_task_group() as both:
+                both.start_soon(copy, client, it)
+                await copy(it, client)
+                both.cancel_scope.cancel()
+
+    async with listener, anyio.create_task_group() as tasks:
+        tasks.start_soon(listener.serve, serve)
+        yield f"127.0.0.1:{listener.extra(anyio.abc.SocketAttribute.local_port)}"
+        tasks.cancel_scope.cancel()
+
+
+@needs_mosquitto
+def test_a_broker_that_breaks_off_at_first_is_tried_again(relay: TestBroker) -> None:
+    async def scene() -> None:
+        async with breaking_off(relay.port, 2) as place, two(place, protocol="3.1.1") as pair:
+            await both_ways(pair, [b"after all"])
+
+    run(scene)
+
+
+def test_one_that_always_breaks_off_is_a_sentence() -> None:
+    pytest.importorskip("aiomqtt")
+
+    async def scene() -> None:
+        async with breaking_off(1, 1000) as place:
+            with pytest.raises(BadInput, match=f"broker at {place} "):
+                async with Mqtt(broker=place, protocol="3.1.1").make(A).open():
+                    raise AssertionError(place)
 
     run(scene)
 

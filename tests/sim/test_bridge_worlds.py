@@ -6,18 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tomli_w
 from brokers import TestBroker, broker, needs_mosquitto
 from meshes import WAIT, members, rounds_done, up, wait_for
+from worlds import assert_same_models, scenario_file
 
 from veilmesh.core import BadInput
 from veilmesh.crypto.identity import Identity
 from veilmesh.peer.store import load_parameters
-from veilmesh.sim.cast import Cast
 from veilmesh.sim.feet import in_force, require_ways, standing
 from veilmesh.sim.invite import Invite
 from veilmesh.sim.scenario import Scenario
-from veilmesh.sim.virtual import run_in_virtual_time
 
 GOSSIP: dict[str, Any] = {
     "peers": 5,
@@ -38,26 +36,9 @@ def spanning(relay: TestBroker, bridge: str = "peer:2", beyond: str = "peer:3-4"
     return {**GOSSIP, "feet": feet, **changes}
 
 
-def file_of(folder: Path, data: dict[str, Any]) -> str:
-    path = folder / "scenario.toml"
-    path.write_text(tomli_w.dumps({"scenario": data}))
-    return str(path)
-
-
-def assert_same_models(folder: Path, data: dict[str, Any]) -> None:
-    """As in virtual time."""
-    plain = {k: v for k, v in data.items() if k != "feet"} | {"world": "virtual"}
-    run_in_virtual_time(Cast.prepare(Scenario.parse(plain)), folder / "virtual", lambda *heard: None)
-    names = sorted(p.name for p in (folder / "both" / "checkpoints").iterdir())
-    assert len(names) == len(list((folder / "virtual" / "checkpoints").iterdir()))
-    for name in names:
-        there, here = (load_parameters(folder / world / "checkpoints" / name) for world in ("both", "virtual"))
-        assert there.tobytes() == here.tobytes(), name
-
-
 def finished(tmp_path: Path, data: dict[str, Any]) -> dict[str, Any]:
     """The summary of a run to its end."""
-    with up(tmp_path / "both", "--scenario", file_of(tmp_path, data)) as process:
+    with up(tmp_path / "both", "--scenario", scenario_file(tmp_path, data)) as process:
         output, _ = process.communicate(timeout=WAIT)
     assert process.returncode == 0, output
     return json.loads((tmp_path / "both" / "summary.json").read_text())
@@ -69,7 +50,7 @@ def test_two_islands_whose_bridge_carries_for_them_come_to_the_same_bits(tmp_pat
     with broker(tmp_path) as relay:
         data = spanning(relay, topology="complete")
         summary = finished(tmp_path, data)
-    assert_same_models(tmp_path, data)
+    assert_same_models(tmp_path / "both", data)
     said = summary["protections"]
     assert (said["libp2p: channel"], said["mqtt: channel"]) == ("noise", "none")
     assert not [what for what in said if what.startswith("bridge")]
@@ -83,7 +64,7 @@ def test_a_server_on_a_bridge_has_clients_on_both_sides(tmp_path: Path) -> None:
     with broker(tmp_path) as relay:
         data = spanning(relay, "server", "peer:2-3", peers=4, strategy="fedavg", topology="complete")
         finished(tmp_path, data)
-    assert_same_models(tmp_path, data)
+    assert_same_models(tmp_path / "both", data)
 
 
 @needs_mosquitto
@@ -92,14 +73,14 @@ def test_a_broker_killed_under_a_line_of_seven_costs_no_round(tmp_path: Path) ->
     """Three on each side, and the bridge between them speaks to one of each."""
     with broker(tmp_path, keeps=False) as relay:
         data = spanning(relay, "peer:3", "peer:4-6", peers=7, rounds=30, evaluate_every=30)
-        with up(tmp_path / "both", "--scenario", file_of(tmp_path, data)) as process:
+        with up(tmp_path / "both", "--scenario", scenario_file(tmp_path, data)) as process:
             wait_for(lambda: rounds_done(tmp_path / "both") >= 4, "a few rounds")
             relay.stop(at_once=True)
             time.sleep(0.3)
             relay.start()
             output, _ = process.communicate(timeout=WAIT)
     assert process.returncode == 0, output
-    assert_same_models(tmp_path, data)
+    assert_same_models(tmp_path / "both", data)
 
 
 @needs_mosquitto
@@ -215,7 +196,7 @@ def test_neighbours_that_can_are_not(said: list[tuple[str, Any]], edges: list[tu
 
 def test_a_mesh_that_cannot_come_up_is_refused_in_a_sentence(tmp_path: Path) -> None:
     data = {**GOSSIP, "feet": [{"members": ["peer:3-4"], "transport": BROKER}]}
-    with up(tmp_path / "both", "--scenario", file_of(tmp_path, data)) as process:
+    with up(tmp_path / "both", "--scenario", scenario_file(tmp_path, data)) as process:
         output, _ = process.communicate(timeout=WAIT)
     assert process.returncode == 2
     assert "are neighbours without a transport in common" in " ".join(output.split())

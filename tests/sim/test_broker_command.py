@@ -16,13 +16,11 @@ import psutil
 import pytest
 from brokers import free_port, needs_embedded, needs_mosquitto
 from meshes import WAIT, alive, family, rounds_done, up, veilmesh, wait_for
+from worlds import assert_same_models
 
-from veilmesh.peer.store import load_parameters
-from veilmesh.sim.cast import Cast
 from veilmesh.sim.entry import identity_in
 from veilmesh.sim.invite import Invite
-from veilmesh.sim.scenario import Scenario, override
-from veilmesh.sim.virtual import run_in_virtual_time
+from veilmesh.sim.scenario import override
 
 SMALL = {
     "peers": 3, "rounds": 4, "evaluate_every": 2, "strategy.name": "gossip", "training.batch": 4,
@@ -43,17 +41,6 @@ mosquitto._BESIDES = ()
 from veilmesh.cli.main import main
 main()
 """
-
-
-def assert_same_models(folder: Path) -> None:
-    """As in virtual time."""
-    scenario = Scenario.parse(override({}, {**SMALL, "world": "virtual"}))
-    run_in_virtual_time(Cast.prepare(scenario), folder / "virtual", lambda *heard: None)
-    names = sorted(p.name for p in (folder / "mesh" / "checkpoints").iterdir())
-    assert len(names) == SMALL["peers"]
-    for name in names:
-        there, here = (load_parameters(folder / world / "checkpoints" / name) for world in ("mesh", "virtual"))
-        assert there.tobytes() == here.tobytes(), name
 
 
 @contextmanager
@@ -107,7 +94,7 @@ def test_a_mesh_through_it_comes_to_the_same_bits(tmp_path: Path, options: tuple
         assert "Traceback" not in ended(running)
         assert running.returncode == 0
         assert not alive(started)
-    assert_same_models(tmp_path)
+    assert_same_models(tmp_path / "mesh", override({}, SMALL))
 
 
 @needs_mosquitto
@@ -171,7 +158,7 @@ def test_up_starts_a_broker_of_its_own(tmp_path: Path) -> None:
         output = ended(process)
     assert process.returncode == 0, output
     assert "mqtt 5, untrusted" in output
-    assert_same_models(tmp_path)
+    assert_same_models(tmp_path / "mesh", override({}, SMALL))
     recorded = json.loads((tmp_path / "mesh" / "run.json").read_text())["scenario"]["transport"]
     assert "broker" not in recorded  # a port of this very run
     assert not (tmp_path / "mesh" / "broker").exists()
@@ -185,7 +172,7 @@ def test_up_starts_the_embedded_broker_where_there_is_no_other(tmp_path: Path) -
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=WAIT)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "mqtt 3.1.1, untrusted" in done.stdout
-    assert_same_models(tmp_path)
+    assert_same_models(tmp_path / "mesh", override({}, SMALL))
     command += ["--set", "transport.protocol='5'"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=WAIT)
     assert done.returncode == 2

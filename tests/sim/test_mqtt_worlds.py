@@ -5,16 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tomli_w
 from brokers import TestBroker, broker, needs_embedded, needs_mosquitto
 from meshes import WAIT, rounds_done, up, wait_for
+from worlds import assert_same_models, scenario_file
 
 from veilmesh.crypto.identity import Identity
-from veilmesh.peer.store import load_parameters
-from veilmesh.sim.cast import Cast
 from veilmesh.sim.invite import Invite, inviting
 from veilmesh.sim.scenario import Scenario
-from veilmesh.sim.virtual import run_in_virtual_time
 
 GOSSIP: dict[str, Any] = {
     "peers": 3,
@@ -31,23 +28,6 @@ def over(relay: TestBroker, protocol: str, **changes: Any) -> dict[str, Any]:
     return {**GOSSIP, "transport": transport, **changes}
 
 
-def file_of(folder: Path, data: dict[str, Any]) -> str:
-    path = folder / "scenario.toml"
-    path.write_text(tomli_w.dumps({"scenario": data}))
-    return str(path)
-
-
-def assert_same_models(folder: Path, data: dict[str, Any]) -> None:
-    """As in virtual time."""
-    plain = {k: v for k, v in data.items() if k != "transport"} | {"world": "virtual"}
-    run_in_virtual_time(Cast.prepare(Scenario.parse(plain)), folder / "virtual", lambda *heard: None)
-    names = sorted(p.name for p in (folder / "mqtt" / "checkpoints").iterdir())
-    assert len(names) == data["peers"]
-    for name in names:
-        there, here = (load_parameters(folder / world / "checkpoints" / name) for world in ("mqtt", "virtual"))
-        assert there.tobytes() == here.tobytes(), name
-
-
 @pytest.mark.parametrize(
     ("embedded", "protocol"),
     [
@@ -58,10 +38,10 @@ def assert_same_models(folder: Path, data: dict[str, Any]) -> None:
 def test_a_mesh_through_a_broker_comes_to_the_same_bits(tmp_path: Path, embedded: bool, protocol: str) -> None:
     with broker(tmp_path, embedded=embedded) as relay:
         data = over(relay, protocol)
-        with up(tmp_path / "mqtt", "--scenario", file_of(tmp_path, data)) as process:
+        with up(tmp_path / "mqtt", "--scenario", scenario_file(tmp_path, data)) as process:
             output, _ = process.communicate(timeout=WAIT)
     assert process.returncode == 0, output
-    assert_same_models(tmp_path, data)
+    assert_same_models(tmp_path / "mqtt", data)
 
 
 @pytest.mark.slow
@@ -69,7 +49,7 @@ def test_a_mesh_through_a_broker_comes_to_the_same_bits(tmp_path: Path, embedded
 def test_a_broker_killed_again_and_again_costs_no_round(tmp_path: Path) -> None:
     with broker(tmp_path, keeps=False) as relay:
         data = over(relay, "5", rounds=40, evaluate_every=40)
-        with up(tmp_path / "mqtt", "--scenario", file_of(tmp_path, data)) as process:
+        with up(tmp_path / "mqtt", "--scenario", scenario_file(tmp_path, data)) as process:
             for kill in range(3):
                 wait_for(lambda least=4 + 9 * kill: rounds_done(tmp_path / "mqtt") >= least, "a few rounds")
                 relay.stop(at_once=True)
@@ -77,7 +57,7 @@ def test_a_broker_killed_again_and_again_costs_no_round(tmp_path: Path) -> None:
                 relay.start()
             output, _ = process.communicate(timeout=WAIT)
     assert process.returncode == 0, output
-    assert_same_models(tmp_path, data)
+    assert_same_models(tmp_path / "mqtt", data)
 
 
 @needs_mosquitto
@@ -85,7 +65,7 @@ def test_a_broker_killed_again_and_again_costs_no_round(tmp_path: Path) -> None:
 def test_ten_kills_of_the_broker_in_a_run_of_eight_peers_cost_nothing(tmp_path: Path) -> None:
     with broker(tmp_path, keeps=False) as relay:
         data = over(relay, "5", peers=8, rounds=60, evaluate_every=60)
-        with up(tmp_path / "mqtt", "--scenario", file_of(tmp_path, data)) as process:
+        with up(tmp_path / "mqtt", "--scenario", scenario_file(tmp_path, data)) as process:
             for kill in range(10):
                 wait_for(lambda least=3 + 5 * kill: rounds_done(tmp_path / "mqtt") >= least, "a few rounds")
                 relay.stop(at_once=True)
@@ -93,7 +73,7 @@ def test_ten_kills_of_the_broker_in_a_run_of_eight_peers_cost_nothing(tmp_path: 
                 relay.start()
             output, _ = process.communicate(timeout=WAIT)
     assert process.returncode == 0, output
-    assert_same_models(tmp_path, data)
+    assert_same_models(tmp_path / "mqtt", data)
 
 
 def test_an_invite_carries_the_broker_and_nobodys_password() -> None:

@@ -250,10 +250,17 @@ def test_a_training_ends_once_half_of_those_who_are_there_have_ended(lab) -> Non
     assert names(machine.handle(Received(ids[4], last()), 0.0)) == ["CancelTimer", "Work"]
 
 
+class Silent:
+    """A machine that never says anything."""
+
+    def handle(self, event, now):
+        return []
+
+
 def test_a_minority_can_neither_end_a_training_nor_keep_it_from_ending(lab) -> None:
     world = lab.build(5, strategy="async-gossip", rounds=30).start()
     for liar in ("p3", "p4"):
-        world.players[PeerId(liar)].machine.handle = lambda event, now: []
+        world.players[PeerId(liar)].machine = Silent()
         for honest in ("p0", "p1", "p2"):
             world.feed(PeerId(honest), Received(PeerId(liar), delta((1 << 31) - 1, last=liar == "p3")))
     _finish(world, 3)
