@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from examples import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -93,7 +94,7 @@ def _inputs_of_layers(mesh, x):
     activation=st.sampled_from(["tanh", "sigmoid", "leaky-relu"]),
     seed=st.integers(0, 999),
 )
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(15), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_whatever_comes_behind_a_layer_its_input_is_exact(make_mesh, hidden, activation, seed):
     """Geiping et al., proposition 3.1, on random networks of any depth: the picture, and the features of every deeper
     layer, but for the rounding of single precision."""

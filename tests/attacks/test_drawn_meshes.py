@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from examples import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -221,7 +222,7 @@ def _messages(strategy: str) -> st.SearchStrategy[bytes]:
 
 
 @pytest.mark.parametrize("strategy", ["epidemic", "push-sum", "leader"])
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=examples(30))
 @given(data=st.data())
 def test_whatever_others_say_a_reading_is_finite_and_of_the_right_size(make_mesh, strategy, data) -> None:
     mesh = make_mesh(initial=np.zeros(6, np.float32), strategy=strategy, draws=5)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -52,7 +53,7 @@ def _said(x):
 
 @pytest.mark.parametrize("name", _said(_drawn(0, SIZE)))
 @given(seed=st.integers(0, 2**32 - 1))
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=examples(3), deadline=None)
 def test_derivatives_are_those_of_the_values(name, seed):
     """By central differences; where a kink lies within the step the two may differ, and such points are left out."""
     distance, u = _said(_drawn(0, SIZE))[name], _drawn(seed, 2, SIZE)

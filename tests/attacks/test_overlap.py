@@ -1,6 +1,7 @@
 """Sums over overlapping groups: whom they give away, and whom no number of them does."""
 
 import numpy as np
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -29,7 +30,7 @@ def test_cohorts_that_come_and_go_together_hide_their_members(groups: list[set[i
     assert singled_out([[PEERS[2 * c + k] for c in cohorts for k in (0, 1)] for cohorts in groups]) == frozenset()
 
 
-@settings(max_examples=50)
+@settings(max_examples=examples(25))
 @given(st.lists(st.sets(st.integers(0, 5), min_size=2), min_size=1, max_size=10), st.integers(0, 2**32 - 1))
 def test_whoever_is_singled_out_is_solved_for_exactly_and_nobody_else(groups: list[set[int]], seed: int) -> None:
     u = np.random.default_rng(seed).normal(size=(6, 3))

@@ -6,6 +6,7 @@ import sys
 import networkx as nx
 import numpy as np
 import pytest
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -120,7 +121,7 @@ def test_on_a_complete_graph_all_honest_noise_counts_once() -> None:
     assert correlated_multiplier(nx.complete_graph(n), z, 3.0, 1) == pytest.approx(exact)
 
 
-@settings(max_examples=40)
+@settings(max_examples=examples(20))
 @given(seed=st.integers(0, 1000), z=st.floats(0.1, 5), pair=st.floats(0, 50), colluders=st.integers(0, 3))
 def test_shared_noise_never_protects_less_than_none_nor_more_than_a_sum(
     seed: int, z: float, pair: float, colluders: int

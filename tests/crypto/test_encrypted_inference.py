@@ -4,6 +4,7 @@ import struct
 
 import numpy as np
 import pytest
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -98,7 +99,7 @@ def test_a_wrong_key_reads_noise(keys: InferenceKeys, blob: bytes) -> None:
     assert "_pair" not in repr(keys)
 
 
-@settings(max_examples=10)
+@settings(max_examples=examples(5))
 @given(seed=st.integers(0, 1000))
 def test_a_transform_is_seals(seed: int) -> None:
     prime = 65537

@@ -6,6 +6,7 @@ import struct
 
 import numpy as np
 import pytest
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -28,7 +29,7 @@ from veilmesh.crypto.linear_packing import DEGREE, packing
 tenseal = pytest.importorskip("tenseal", reason="TenSEAL is an extra: pip install 'veilmesh[he]'")
 
 ENTROPY = bytes(range(32))
-FEW = settings(max_examples=15)
+FEW = settings(max_examples=examples(8))
 LAYER = (3, 20, 4)  # batch, inputs, outputs of most tests here
 
 

@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -120,7 +121,7 @@ def test_the_size_of_a_frame_is_known_beforehand(size):
     assert frame_size(size, with_hello=False) == ENVELOPE_OVERHEAD + size
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(30))
 @given(data=st.data())
 def test_whatever_subset_of_frames_arrives_in_whatever_order_each_opens_once(data):
     """Against a model: a hello rides until its sender was told that the session is open."""

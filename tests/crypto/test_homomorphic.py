@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from examples import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -19,7 +20,7 @@ tenseal = pytest.importorskip("tenseal", reason="TenSEAL is an extra: pip instal
 
 SMALL = Lanes(value_bits=2, peers=8, limit=0.1)
 SCHEMES: list[Scheme] = [Lanes(), SMALL, Lanes(16, 8), Lanes(24, 256), Approximate(), Approximate(degree=8192)]
-FEW = settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FEW = settings(max_examples=examples(6), suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def vectors(count: int, dimension: int, scale: float = 0.05) -> list[Vector]:
@@ -149,7 +150,7 @@ def test_frames_are_refused_by_what_is_wrong_with_them(small_keys: Keys, honest:
     assert refused(lambda: SMALL.keys_of(small_keys.public, honest)) is Refusal.MALFORMED
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(75), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_mutated_ciphertexts_are_refused_or_are_numbers(small_keys: Keys, honest: bytes, data: st.DataObject) -> None:
     raw = bytearray(honest)

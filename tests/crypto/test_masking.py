@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -30,7 +31,7 @@ def test_a_key_that_agrees_with_nothing_is_refused(key: bytes) -> None:
     assert caught.value.refusal is Refusal.MALFORMED
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=examples(20))
 @given(key=KEYS, bits=st.sampled_from([16, 32]), size=st.sampled_from([0, 1, 3, 65_536, 131_072, 131_073, 200_001]))
 def test_a_mask_is_chacha20s_keystream_and_comes_off_again(key: bytes, bits: int, size: int) -> None:
     words = np.arange(size).astype(word_type(bits))

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from examples import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -21,7 +22,7 @@ from veilmesh.crypto.shared_key import SharedKey
 TINY = PrivateKey(1009, 1013)
 PACKED, SCALAR = Paillier(8, 8, 0.1, 512), Paillier.fixed_point(8, key_bits=512, packed=False)
 SCHEMES = [PACKED, SCALAR, Paillier(24, 256, key_bits=1024), Paillier(32, 4096, 8.0, 512), Paillier.fixed_point(4)]
-FEW = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FEW = settings(max_examples=examples(13), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +177,7 @@ def test_frames_are_refused_by_what_is_wrong_with_them(keys: Keys, honest: bytes
         assert refused(lambda raw=public: PACKED.encrypt(raw, np.zeros(3, np.float32)))
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(50), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_mutated_ciphertexts_are_refused_or_are_numbers(keys: Keys, honest: bytes, data: st.DataObject) -> None:
     raw = bytearray(honest)

@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -194,7 +195,7 @@ def test_an_epoch_that_is_over_leaves_no_key_behind():
 # --- loss and disorder --------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(20), deadline=None)
 @given(data=st.data())
 def test_frames_of_many_epochs_open_in_any_order_within_the_window(data):
     alice, bob, _ = acquainted()
@@ -207,7 +208,7 @@ def test_frames_of_many_epochs_open_in_any_order_within_the_window(data):
         bob.mailroom.open(frames[order[-1]])
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(13), deadline=None)
 @given(data=st.data())
 def test_both_ways_at_once_whatever_is_lost_or_late(data):
     """Sessions are joined at different moments at the two ends; each frame says what it is sealed under."""

@@ -5,6 +5,7 @@ from contextlib import suppress
 from itertools import combinations
 
 import pytest
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,7 +16,7 @@ from veilmesh.crypto.shares import combine, split
 Crypto = pytest.importorskip("Crypto")
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=examples(13))
 @given(secret=st.binary(min_size=32, max_size=32), count=st.integers(1, 8), data=st.data())
 def test_any_threshold_of_them_give_the_secret(secret: bytes, count: int, data: st.DataObject) -> None:
     threshold = data.draw(st.integers(1, count))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from examples import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -79,7 +80,7 @@ def test_what_is_anothers_is_not_read(tmp_path: Path, other: dict[str, str]) -> 
     assert checkpoints(tmp_path, **other).read(1) is None
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(30), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_file_that_is_cut_or_has_a_flipped_bit_is_not_read(tmp_path: Path, data: st.DataObject) -> None:
     shutil.rmtree(tmp_path)
@@ -96,7 +97,7 @@ def test_a_file_that_is_cut_or_has_a_flipped_bit_is_not_read(tmp_path: Path, dat
     assert found.read(1) is not None
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(20), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_whatever_became_of_a_journal_nothing_false_is_read_and_one_can_go_on(
     tmp_path: Path, data: st.DataObject

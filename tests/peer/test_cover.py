@@ -4,6 +4,7 @@ from collections import deque
 
 import anyio
 import pytest
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -70,7 +71,7 @@ def test_a_slot_with_nothing_to_say_is_as_long_as_any_and_holds_nothing() -> Non
 
 
 @given(raw=st.binary(max_size=600))
-@settings(max_examples=200)
+@settings(max_examples=examples(100))
 def test_whatever_a_member_says_ends_in_bodies_or_a_refusal_and_little_is_kept(raw: bytes) -> None:
     unpacker = Unpacker(2000)
     for turned in (raw, raw[1:], raw[::-1]):

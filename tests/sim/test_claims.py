@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from examples import examples
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -254,7 +255,7 @@ WORDS = [
 ]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(st.text(max_size=20) | st.lists(st.sampled_from(WORDS), max_size=12).map(" ".join))
 @example("best (accuracy, **{}) < 1")
 def test_any_text_is_a_verdict_or_a_sentence(text: str) -> None:

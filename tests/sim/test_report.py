@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -255,7 +256,7 @@ JSON = st.recursive(
 
 
 @given(JSON)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 def test_cleaning_leaves_no_null_in_a_mapping_and_nothing_unprintable(value: object) -> None:
     def check(part: object) -> None:
         if isinstance(part, dict):

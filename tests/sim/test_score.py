@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -57,7 +58,7 @@ def test_ssim_of_pictures_smaller_than_its_window_is_scikit_images_with_the_larg
 
 
 @given(arrays(np.float32, (2, 1, 12, 12), elements=st.floats(0, 1, width=32)))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(13), deadline=None)
 def test_a_picture_is_itself(x):
     assert ssim(x, x) == pytest.approx([1, 1])
     assert (psnr(x, x) == CAP).all()
@@ -175,7 +176,7 @@ def test_with_fewer_public_pictures_than_a_batch_some_come_twice():
 
 
 @given(st.integers(0, 15), st.integers(0, 15))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=examples(10), deadline=None)
 def test_a_shifted_picture_is_found_again(down, right):
     x = _pictures(1, 3)
     moved = np.roll(x, (down, right), axis=(2, 3))

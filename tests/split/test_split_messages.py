@@ -2,6 +2,7 @@
 
 import msgspec
 import pytest
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -42,7 +43,7 @@ def test_what_is_said_is_what_is_read(message: messages.Message) -> None:
     assert messages.decode(messages.encode(message)) == message
 
 
-@settings(max_examples=500)
+@settings(max_examples=examples(250))
 @given(st.binary(max_size=60))
 def test_bytes_are_a_message_or_malformed(body: bytes) -> None:
     found = read(body)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -42,8 +43,6 @@ from veilmesh.tasks.models.build import parameters_to_vector
 from veilmesh.tasks.work import Settings, batch_indices
 
 torch.set_num_threads(1)
-settings.register_profile("untimed", deadline=None)
-settings.load_profile("untimed")
 
 BATCH, CLASSES, N = 12, 3, 40
 RNG = generator(1, "pictures")
@@ -189,7 +188,7 @@ def test_what_does_not_fit_a_tail_is_refused_and_changes_nothing(change: dict[st
     assert do(tail, Fetch(0, 2)).tobytes() == do(fresh, Fetch(0, 2)).tobytes() != before
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(75))
 @given(st.binary(max_size=200), st.integers(0, 300), st.integers(0, 300), st.binary(max_size=40))
 def test_no_bytes_are_a_surprise_to_any_stage(blob: bytes, rows: int, total: int, labels: bytes) -> None:
     worker = SHARED["head"]

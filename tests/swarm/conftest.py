@@ -5,7 +5,6 @@ Training is a quadratic bowl per peer, in numpy: what it comes to can be written
 
 import copyreg
 import io
-import os
 import pickle
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -15,7 +14,6 @@ from typing import Any, cast
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import settings
 
 from veilmesh.core import LocalError, Refusal, RemoteError
 from veilmesh.crypto.codecs.base import Codec, Vector
@@ -45,9 +43,6 @@ from veilmesh.swarm.guards.base import Guard
 from veilmesh.swarm.sealer import Sealer
 from veilmesh.swarm.strategies.base import STRATEGIES, Kit, Outcome
 from veilmesh.swarm.topology import TOPOLOGIES
-
-settings.register_profile("untimed", deadline=None, max_examples=int(os.environ.get("EXAMPLES", "50")))
-settings.load_profile("untimed")
 
 D = 12
 RATE = np.float32(0.25)

@@ -7,6 +7,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -160,7 +161,7 @@ def test_in_the_end_everybody_has_everybodys_last_word(lab) -> None:
     np.testing.assert_allclose(models, [models[0]] * 6, atol=1e-5)
 
 
-@settings(max_examples=40)
+@settings(max_examples=examples(20))
 @given(data=st.data(), options=st.sampled_from(BOTH), lose=st.booleans())
 def test_whatever_the_order_and_the_losses_both_ends_of_a_link_agree_in_the_end(
     lab, data, options: dict, lose: bool
@@ -353,7 +354,7 @@ def test_a_copy_is_given_once_a_step(lab) -> None:
     assert world[0].machine.handle(ask, 0.0) == []
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(75))
 @given(body=st.binary(max_size=80), sender=st.sampled_from(["p1", "p2", "p7"]))
 def test_arbitrary_bytes_never_break_a_machine(lab, body: bytes, sender: str) -> None:
     world = lab.build(3, strategy="async-gossip").start()

@@ -7,6 +7,7 @@ from typing import Any
 import networkx as nx
 import numpy as np
 import pytest
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -112,7 +113,7 @@ def test_a_few_neighbours_are_enough_to_come_together(lab) -> None:
 
 
 @pytest.mark.parametrize(("near", "rekey"), [(0, 0), (2, 2)])
-@settings(max_examples=3)
+@settings(max_examples=examples(3))
 @given(random=st.randoms(use_true_random=False))
 def test_no_order_of_delivery_changes_a_bit(lab, random, near: int, rekey: int) -> None:
     built = {**BLIND, "options": {"neighbours": near, "rekey": rekey}, "rounds": 3}
@@ -237,7 +238,7 @@ def test_a_lost_key_is_asked_for_once_and_everybody_goes_on(lab) -> None:
     assert len([m for s, to, m in world.said if (s, to) == ("p1", "p2") and isinstance(m, messages.Key)]) == 2
 
 
-@settings(max_examples=8)
+@settings(max_examples=examples(4))
 @given(random=st.randoms(use_true_random=False), peers=st.integers(3, 5))
 def test_it_ends_whatever_is_lost(lab, random, peers: int) -> None:
     world = lab.build(peers, **BLIND, rounds=3)
@@ -315,7 +316,7 @@ def test_a_spoilt_sum_is_noted_and_the_model_lives(lab) -> None:
     assert np.abs(world[0].outcome.parameters).max() < 10
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(30))
 @given(body=st.binary(max_size=80), sender=st.sampled_from(["p1", "p2", "p7"]))
 def test_arbitrary_bytes_never_break_a_machine(lab, body: bytes, sender: str) -> None:
     world = lab.build(3, **BLIND).start()

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -78,7 +79,7 @@ def test_two_of_eight_that_say_the_opposite_are_outvoted(lab: Any) -> None:
     assert np.abs(plain.start().settle().models()[0] - centre).max() > 1
 
 
-@settings(max_examples=15)
+@settings(max_examples=examples(8))
 @given(data=st.data(), peers=st.integers(3, 6))
 def test_no_order_of_delivery_changes_a_bit(lab: Any, data: st.DataObject, peers: int) -> None:
     straight = whole(lab, peers, rounds=3).start().settle()

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -93,7 +94,7 @@ def eight(colluding: int = 1, f: int = 2, length: int = K) -> Terms:
 # --- what it comes to ------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=25)
+@settings(max_examples=examples(13))
 @given(members=st.integers(3, 10), colluding=st.integers(1, 2), length=st.integers(1, 40), seed=st.integers(0, 99))
 def test_the_sum_is_exactly_that_of_the_chosen(members: int, colluding: int, length: int, seed: int) -> None:
     try:
@@ -422,7 +423,7 @@ BODIES: dict[Step, Any] = {
 }
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(150))
 @given(step=st.sampled_from(list(Step)), raw=st.binary(max_size=80), data=st.data())
 def test_bytes_are_a_body_or_malformed(step: Step, raw: bytes, data: st.DataObject) -> None:
     if step in BODIES and data.draw(st.booleans()):

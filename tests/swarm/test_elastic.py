@@ -5,6 +5,7 @@ import random
 
 import numpy as np
 import pytest
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from living import PATIENCE, D, Living
@@ -417,7 +418,7 @@ HOSTILE = st.one_of(
 )  # fmt: skip
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(30))
 @given(
     attack=st.lists(st.tuples(st.sampled_from([0.0, 0.001, 0.03, 0.2]), st.sampled_from(["p0", "new"]), HOSTILE)),
     elastic=st.booleans(),

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -205,7 +206,7 @@ def test_a_death_that_is_noticed_at_different_moments_is_one_election(lab) -> No
         assert [data["group"] for data in world.players[peer].noted("round")] == [4] * 6
 
 
-@settings(max_examples=30)
+@settings(max_examples=examples(15))
 @given(random=st.randoms(use_true_random=False), peers=st.integers(2, 6))
 def test_whatever_the_order_all_elect_the_same(lab, random, peers: int) -> None:
     world = lab.build(peers, **LEADER, options={"term": 1}, rounds=3).start().settle(lambda n: random.randrange(n))

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -90,7 +91,7 @@ def test_on_a_bowl_it_comes_as_near_as_gossip(lab, s: int) -> None:
     assert epidemic < 0.25 * alone
 
 
-@settings(max_examples=30)
+@settings(max_examples=examples(15))
 @given(data=st.data(), peers=st.integers(2, 6), s=st.integers(1, 3))
 def test_no_order_of_delivery_changes_a_bit(lab, data, peers: int, s: int) -> None:
     built = {**EPIDEMIC, "options": {"s": s}, "rounds": 4, "codec": CODECS.build("8-bit")}
@@ -169,7 +170,7 @@ def test_nobody_can_choose_whom_to_speak_to(lab, refused: Callable[..., Refusal]
             assert refused(world[0].machine, event) == Refusal.MISMATCH
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(75))
 @given(body=st.binary(max_size=80), sender=st.sampled_from(["p1", "p2", "p7"]))
 def test_arbitrary_bytes_never_break_a_machine(lab, body: bytes, sender: str) -> None:
     world = lab.build(3, **EPIDEMIC).start()

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -92,7 +93,7 @@ def test_what_a_lossy_codec_leaves_out_is_said_later(lab) -> None:
     np.testing.assert_allclose(average, mean, atol=1e-3)
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(30))
 @given(data=st.data(), peers=st.integers(2, 6), codec=st.sampled_from(CODECS), p=st.sampled_from([0.5, 1.0]))
 def test_no_order_of_delivery_changes_a_bit(lab, data: st.DataObject, peers: int, codec: Codec, p: float) -> None:
     rows = metropolis_hastings(TOPOLOGIES.build("erdos-renyi", {"p": p}).graph(peers, data.draw(st.integers(0, 9))))
@@ -222,7 +223,7 @@ def test_a_copy_is_given_once_a_round(lab) -> None:
 # --- deaths ----------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(30))
 @given(data=st.data(), peers=st.integers(2, 6), dead=st.integers(1, 3))
 def test_a_neighbour_that_dies_at_any_moment_blocks_nobody(lab, data: st.DataObject, peers: int, dead: int) -> None:
     world = lab.build(peers, rounds=4).start()
@@ -294,7 +295,7 @@ def test_messages_that_do_not_fit_are_refused_and_change_nothing(lab, refused) -
         assert refused(machine, Received(sender, body)) == why, what
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(100))
 @given(body=st.binary(max_size=80), sender=st.sampled_from(["p1", "p2", "p7"]))
 def test_arbitrary_bytes_never_break_a_machine(lab, body: bytes, sender: str) -> None:
     world = lab.build(3).start()

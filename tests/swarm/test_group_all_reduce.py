@@ -5,6 +5,7 @@ from collections.abc import Callable
 import networkx as nx
 import numpy as np
 import pytest
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -127,7 +128,7 @@ def test_a_round_costs_two_vectors_less_two_parts(lab) -> None:
     assert abs(sum(said) - 2 * 3 / 4 * 4 * 4000) < 20
 
 
-@settings(max_examples=40)
+@settings(max_examples=examples(20))
 @given(data=st.data(), peers=st.integers(2, 7), codec=st.sampled_from(["dense", "8-bit", "top-k", "rand-k"]))
 def test_no_order_of_delivery_changes_a_bit(lab, data, peers: int, codec: str) -> None:
     built = {**GROUPS, "options": {"group": 3}, "rounds": 5, "codec": CODECS.build(codec)}
@@ -138,7 +139,7 @@ def test_no_order_of_delivery_changes_a_bit(lab, data, peers: int, codec: str) -
     assert not any(player.refused for player in shuffled.players.values())
 
 
-@settings(max_examples=40)
+@settings(max_examples=examples(20))
 @given(peers=st.integers(2, 7), group=st.integers(2, 4), sweep=st.integers(1, 5), codec=st.sampled_from(CODECS.names()))
 def test_what_was_learnt_is_in_the_models_or_still_to_be_said(lab, peers, group, sweep, codec) -> None:
     """Whatever the codec: the sum over peers of model and memory is the sum of all updates."""
@@ -298,7 +299,7 @@ def test_all_others_dead_is_training_alone(lab) -> None:
     assert [data["group"] for data in world[0].noted("round")] == [1] * 3
 
 
-@settings(max_examples=40)
+@settings(max_examples=examples(20))
 @given(random=st.randoms(use_true_random=False), peers=st.integers(2, 6), codec=st.sampled_from(["dense", "top-k"]))
 def test_it_ends_whatever_is_lost(lab, random, peers: int, codec: str) -> None:
     world = lab.build(peers, **GROUPS, options={"group": 3}, rounds=4, codec=CODECS.build(codec))
@@ -390,7 +391,7 @@ def test_a_liar_that_averages_wrongly_is_believed_within_range_and_nobody_breaks
         assert np.abs(x[[*range(4), *range(8, 12)]]).max() < 10
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(75))
 @given(body=st.binary(max_size=80), sender=st.sampled_from(["p1", "p2", "p7"]))
 def test_arbitrary_bytes_never_break_a_machine(lab, body: bytes, sender: str) -> None:
     world = lab.build(3, **GROUPS).start()

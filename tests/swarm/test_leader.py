@@ -7,6 +7,7 @@ from dataclasses import replace
 import networkx as nx
 import numpy as np
 import pytest
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -80,7 +81,7 @@ def test_the_scenario_s_aggregator_merges(lab) -> None:
     assert led.models()[0].tobytes() != lab.build(5, **LEADER, rounds=4).start().settle().models()[0].tobytes()
 
 
-@settings(max_examples=100)
+@settings(max_examples=examples(50))
 @given(random=st.randoms(use_true_random=False), peers=st.integers(2, 6), codec=st.sampled_from([Dense(), TopK(0.25)]))
 def test_no_order_of_delivery_changes_a_bit(lab, random, peers: int, codec: object) -> None:
     built = {**LEADER, "options": {"term": 2}, "rounds": 5, "codec": codec, "samples": range(1, 9)}
@@ -230,7 +231,7 @@ def test_work_that_fails_ends_a_peer_with_its_reason(lab) -> None:
     assert world[0].outcome.reason == "train-0-0: no memory"
 
 
-@settings(max_examples=30)
+@settings(max_examples=examples(15))
 @given(random=st.randoms(use_true_random=False), peers=st.integers(2, 5), rate=st.sampled_from([0.02, 0.1, 0.3]))
 def test_it_ends_whatever_is_lost(lab, random, peers: int, rate: float) -> None:
     world = lab.build(peers, **LEADER, options={"term": 2}, rounds=5)
@@ -332,7 +333,7 @@ def test_what_is_said_does_not_pile_up(lab) -> None:
     assert len(machine._got) <= 3
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(75))
 @given(body=st.binary(max_size=80), sender=st.sampled_from(["p1", "p2", "p7"]))
 def test_arbitrary_bytes_never_break_a_machine(lab, body: bytes, sender: str) -> None:
     world = lab.build(3, **LEADER).start()

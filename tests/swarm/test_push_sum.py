@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -64,7 +65,7 @@ def spread(world, rng: np.random.Generator) -> np.ndarray:
 # --- mass ------------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(30))
 @given(
     data=st.data(),
     peers=st.integers(2, 7),
@@ -129,7 +130,7 @@ def test_on_a_bowl_it_comes_as_near_as_gossip(lab, options: dict) -> None:
     np.testing.assert_allclose(np.mean(world.models(), axis=0), mean, atol=0.15)
 
 
-@settings(max_examples=30)
+@settings(max_examples=examples(15))
 @given(data=st.data(), peers=st.integers(2, 6), options=st.sampled_from([{}, RANDOM]))
 def test_no_order_of_delivery_changes_a_bit(lab, data, peers: int, options: dict) -> None:
     built = {"strategy": "push-sum", "options": options, "rounds": 4, "codec": CODECS.build("8-bit")}
@@ -218,7 +219,7 @@ def test_shares_that_do_not_fit_are_refused_and_change_nothing(lab, refused: Cal
         assert refused(machine, Received(sender, body)) == why, what
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(75))
 @given(body=st.binary(max_size=80), sender=st.sampled_from(["p1", "p2", "p7"]))
 def test_arbitrary_bytes_never_break_a_machine(lab, body: bytes, sender: str) -> None:
     world = lab.build(3, strategy="push-sum").start()

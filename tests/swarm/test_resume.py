@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from examples import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -72,7 +73,7 @@ def ends(world: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize("codec", ["dense", "top-k", "8-bit"])
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(13), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=st.integers(1, 400), seed=st.integers(0, 2**32))
 def test_a_resumed_mesh_ends_as_one_that_was_never_broken_off(
     lab: Any, strategy: str, codec: str, steps: int, seed: int
@@ -105,7 +106,7 @@ def test_a_mesh_can_be_broken_off_again_and_again(lab: Any, strategy: str) -> No
 
 
 @pytest.mark.parametrize("topology", ["complete", "ring"])
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(13), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=st.integers(1, 900), seed=st.integers(0, 2**32), every=st.integers(1, 3))
 def test_the_last_few_checkpoints_of_all_have_a_round_in_common(
     lab: Any, strategy: str, topology: str, steps: int, seed: int, every: int

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import networkx as nx
 import numpy as np
 import pytest
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -128,7 +129,7 @@ def test_a_part_starts_as_one_members_own_and_gathers_one_model_a_step(ring) -> 
             np.testing.assert_allclose(values, own[members].mean(0)[span], atol=1e-6)
 
 
-@settings(max_examples=20)
+@settings(max_examples=examples(10))
 @given(data=st.data(), peers=st.integers(2, 6), order=st.sampled_from(["roster", "drawn"]))
 def test_no_order_of_delivery_changes_a_bit(lab, data, peers: int, order: str) -> None:
     built = {**RING, "options": {"order": order}, "rounds": 4, "guards": [GUARDS.build("noise")]}
@@ -156,7 +157,7 @@ def test_a_lossy_codec_and_a_mesh_without_all_links_are_refused_with_what_to_do(
 # --- losses, deaths --------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(30))
 @given(
     steps=st.integers(0, 90), peers=st.integers(3, 6), random=st.randoms(use_true_random=False),
     order=st.sampled_from(["roster", "drawn"]), lag=st.integers(0, 30),
@@ -319,7 +320,7 @@ def test_after_a_round_that_was_not_whole_the_next_makes_all_alike_again(ring) -
     assert len({m.tobytes() for m in world.models()}) == 1
 
 
-@settings(max_examples=40)
+@settings(max_examples=examples(20))
 @given(random=st.randoms(use_true_random=False), peers=st.integers(2, 6), order=st.sampled_from(["roster", "drawn"]))
 def test_who_is_done_and_leaves_changes_nothing_for_those_that_are_not(lab, random, peers: int, order: str) -> None:
     """A goodbye comes after all that its sender has said to the same peer, and is no reason to do without it."""
@@ -354,7 +355,7 @@ def test_all_others_dead_is_training_alone(ring) -> None:
     assert [d["group"] for d in world[0].noted("round")] == [1] * 3
 
 
-@settings(max_examples=25)
+@settings(max_examples=examples(13))
 @given(random=st.randoms(use_true_random=False), peers=st.integers(2, 6), order=st.sampled_from(["roster", "drawn"]))
 def test_it_ends_whatever_is_lost(lab, random, peers: int, order: str) -> None:
     world = lab.build(peers, **RING, options={"order": order}, rounds=4)
@@ -453,7 +454,7 @@ def test_what_is_said_ahead_does_not_pile_up(ring) -> None:
     assert kept == 2 * 6 * (2 * 4 + 2 * 1)  # of every part four in two rounds, and one in rounds further ahead
 
 
-@settings(max_examples=80)
+@settings(max_examples=examples(40))
 @given(body=st.binary(max_size=80), sender=st.sampled_from(["p1", "p2", "p7"]))
 def test_arbitrary_bytes_never_break_a_machine(lab, body: bytes, sender: str) -> None:
     world = lab.build(3, **RING).start()

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -163,7 +164,7 @@ def test_a_variate_moves_only_with_an_update_that_was_taken_in(lab) -> None:
     np.testing.assert_allclose(clients.sum(0), 3 * server, atol=1e-5)
 
 
-@settings(max_examples=30)
+@settings(max_examples=examples(15))
 @given(random=st.randoms(use_true_random=False), peers=st.integers(1, 4))
 def test_no_order_of_delivery_changes_a_bit(lab, random, peers: int) -> None:
     options = {"strategy": "scaffold", "rounds": 3, "codec": EightBit(), "steps": 2}
@@ -224,7 +225,7 @@ def test_nobody_else_listens_to_controlled_messages(lab, refused, strategy: str)
             assert refused(world[to].machine, event) == Refusal.MISMATCH
 
 
-@settings(max_examples=100)
+@settings(max_examples=examples(50))
 @given(body=st.binary(max_size=80), sender=st.sampled_from(["p0", "p1", "hub", "p7"]), to=st.sampled_from([0, 2]))
 def test_arbitrary_bytes_never_break_a_machine(lab, body: bytes, sender: str, to: int) -> None:
     world = lab.build(2, strategy="scaffold").start()

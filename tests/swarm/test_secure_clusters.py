@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -92,7 +93,7 @@ def test_nobody_is_told_a_single_update(lab: Any) -> None:
         assert not any(words[at : at + 4] in body for at in range(0, len(words), 4) for body in bodies)
 
 
-@settings(max_examples=10)
+@settings(max_examples=examples(5))
 @given(data=st.data(), peers=st.integers(4, 8))
 def test_no_order_of_delivery_changes_a_bit(lab: Any, data: st.DataObject, peers: int) -> None:
     straight = mesh(lab, peers, rounds=3, group=2).start().settle()

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mask_sums import KINDS, Room, dropped, plan, subsets
@@ -105,7 +106,7 @@ def test_who_is_left_out_for_its_cohorts_sake_helps_to_the_end() -> None:
     room.check_hidden()
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(30))
 @given(data=st.data(), together=st.sampled_from([PAIRS, TRIPLES]), seed=st.integers(0, 2**32))
 def test_whoever_ends_at_any_moment_leaves_one_sum_of_whole_cohorts_or_none(
     data: st.DataObject, together: Cohorts, seed: int
@@ -137,7 +138,7 @@ def test_whoever_ends_at_any_moment_leaves_one_sum_of_whole_cohorts_or_none(
     room.check_hidden()
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(30))
 @given(seed=st.integers(0, 2**32), data=st.data(), together=st.sampled_from([PAIRS, TRIPLES]))
 def test_liars_below_a_third_open_no_part_of_a_cohort(seed: int, data: st.DataObject, together: Cohorts) -> None:
     """They say what they like to whom they like of members, cards and shares; frames are lost besides."""
@@ -269,7 +270,7 @@ def sums_of(world: Any) -> set[tuple[PeerId, ...]]:
     return {session.result.survivors for session in kept if session.result is not None}
 
 
-@settings(max_examples=8)
+@settings(max_examples=examples(4))
 @given(
     cohort=st.sampled_from([2, 3]),
     share=st.sampled_from([0.0, 0.01, 0.05]),

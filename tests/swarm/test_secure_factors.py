@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -64,7 +65,7 @@ def test_it_says_two_thin_matrices(lab: Any) -> None:
     assert said[2] == 3 / 4 * 4 * 2 * (50 + 50)
 
 
-@settings(max_examples=10)
+@settings(max_examples=examples(5))
 @given(random=st.randoms(use_true_random=False), peers=st.integers(2, 5))
 def test_no_order_of_delivery_changes_a_bit(lab: Any, random: Any, peers: int) -> None:
     straight = mesh(lab, peers, rounds=4).start().settle()
@@ -73,7 +74,7 @@ def test_no_order_of_delivery_changes_a_bit(lab: Any, random: Any, peers: int) -
     assert not any(player.refused for player in shuffled.players.values())
 
 
-@settings(max_examples=12)
+@settings(max_examples=examples(6))
 @given(steps=st.integers(0, 600), who=st.integers(0, 4))
 def test_one_that_dies_at_any_moment_costs_no_round(lab: Any, steps: int, who: int) -> None:
     world = mesh(lab, 5, rounds=4).start()
@@ -87,7 +88,7 @@ def test_one_that_dies_at_any_moment_costs_no_round(lab: Any, steps: int, who: i
         assert all(data["group"] >= 4 for data in player.noted("round"))
 
 
-@settings(max_examples=10)
+@settings(max_examples=examples(5))
 @given(random=st.randoms(use_true_random=False), share=st.sampled_from([0.05, 0.3]))
 def test_it_ends_whatever_is_lost(lab: Any, random: Any, share: float) -> None:
     world = mesh(lab, 4, rounds=3)

@@ -6,6 +6,7 @@ from dataclasses import replace
 import networkx as nx
 import numpy as np
 import pytest
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -45,7 +46,7 @@ def test_a_whole_group_holds_one_model_to_the_last_bit(lab) -> None:
         assert world[index].noted("round") == [{"round": 0, "group": len(group)}]
 
 
-@settings(max_examples=25)
+@settings(max_examples=examples(13))
 @given(random=st.randoms(use_true_random=False), peers=st.integers(2, 7), bits=st.sampled_from([16, 32]))
 def test_no_order_of_delivery_changes_a_bit(lab, random, peers: int, bits: int) -> None:
     built = {**SECURE, "options": {"group": 4, "bits": bits, "keep": 0.6}, "rounds": 4}
@@ -164,7 +165,7 @@ def test_one_that_dies_before_it_speaks_is_left_out_without_a_timer(lab) -> None
     assert len({m.tobytes() for m in world.models()}) == 1
 
 
-@settings(max_examples=40)
+@settings(max_examples=examples(20))
 @given(steps=st.integers(0, 300), who=st.integers(0, 4))
 def test_one_that_dies_at_any_moment_costs_no_round(lab, steps: int, who: int) -> None:
     world = lab.build(5, **SECURE, rounds=4).start()
@@ -226,7 +227,7 @@ def test_a_lost_frame_costs_an_eighth_of_the_patience(lab, kind: type) -> None:
     assert len({m.tobytes() for m in world.models()}) == 1
 
 
-@settings(max_examples=30)
+@settings(max_examples=examples(15))
 @given(random=st.randoms(use_true_random=False), peers=st.integers(2, 6), share=st.sampled_from([0.05, 0.3]))
 def test_it_ends_whatever_is_lost(lab, random, peers: int, share: float) -> None:
     world = lab.build(peers, **SECURE, options={"group": 4}, rounds=3)
@@ -301,7 +302,7 @@ def test_what_is_said_ahead_does_not_pile_up(lab) -> None:
     assert sum(len(parts) for box in kept for by in (box.masked, box.totals) for parts in by.values()) <= 2 * 3 * 2 * 2
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(75))
 @given(body=st.binary(max_size=80), sender=st.sampled_from(["p1", "p2", "p7"]))
 def test_arbitrary_bytes_never_break_a_machine(lab, body: bytes, sender: str) -> None:
     world = lab.build(3, **SECURE).start()

@@ -5,6 +5,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mask_sums import KINDS, D, Room, dropped, plan, subsets
@@ -36,7 +37,7 @@ def test_the_sum_of_all_is_exact(members: int, bits: int) -> None:
     room.check(room.plan.members)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=examples(20))
 @given(members=st.integers(2, 7), length=st.integers(1, 30), copies=st.integers(1, 4), order=st.randoms())
 def test_no_order_of_delivery_changes_the_sum(members: int, length: int, copies: int, order: random.Random) -> None:
     room = Room(plan(members, length, copies=copies)).begin()
@@ -89,7 +90,7 @@ def test_beyond_that_the_sum_is_given_up_and_nobody_is_shown(members: int, kind:
             assert not any(isinstance(message, Unmasked) for _, _, message in room.heard)
 
 
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=examples(40))
 @given(data=st.data(), members=st.integers(4, 7), seed=st.integers(0, 2**32))
 def test_whoever_ends_at_any_moment_leaves_one_exact_sum_or_none(data, members: int, seed: int) -> None:
     room, order = Room(plan(members)).begin(), random.Random(seed)
@@ -117,7 +118,7 @@ def test_whoever_ends_at_any_moment_leaves_one_exact_sum_or_none(data, members: 
     room.check_hidden()
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(30))
 @given(seed=st.integers(0, 2**32), share=st.sampled_from([0.02, 0.1, 0.3]), members=st.integers(2, 7))
 def test_lost_and_repeated_messages_never_make_a_wrong_sum(seed: int, share: float, members: int) -> None:
     room, order = Room(plan(members)), random.Random(seed)
@@ -256,7 +257,7 @@ def test_one_that_names_two_sets_of_survivors_opens_nothing(kind: type, members:
     room.check_hidden([PeerId("p1")])
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=examples(50))
 @given(members=st.integers(4, 8), seed=st.integers(0, 2**32), data=st.data())
 def test_liars_below_a_third_never_hold_both_secrets_of_anybody(members: int, seed: int, data) -> None:
     """They say what they like to whom they like about members, cards, shares and seeds; the network is theirs too."""

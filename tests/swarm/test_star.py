@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -52,7 +53,7 @@ def test_with_one_step_fedavg_is_fedsgd(lab) -> None:
     assert a.said == b.said
 
 
-@settings(max_examples=40)
+@settings(max_examples=examples(20))
 @given(random=st.randoms(use_true_random=False), peers=st.integers(1, 5), codec=st.sampled_from([Dense(), TopK(0.25)]))
 def test_no_order_of_delivery_changes_a_bit(lab, random, peers: int, codec: object) -> None:
     options = {"strategy": "fedavg", "rounds": 3, "codec": codec, "samples": range(1, 9)}
@@ -226,7 +227,7 @@ def test_a_client_refuses_what_does_not_fit(lab, refused) -> None:
         assert refused(client, Received(sender, messages.encode(message))) == why, what
 
 
-@settings(max_examples=100)
+@settings(max_examples=examples(50))
 @given(body=st.binary(max_size=80), sender=st.sampled_from(["p0", "p1", "hub", "p7"]), to=st.sampled_from([0, 2]))
 def test_arbitrary_bytes_never_break_a_machine(lab, body: bytes, sender: str, to: int) -> None:
     world = lab.build(2, strategy="fedavg").start()

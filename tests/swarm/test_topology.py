@@ -3,6 +3,7 @@
 import networkx as nx
 import numpy as np
 import pytest
+from examples import examples
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -16,7 +17,7 @@ OPTIONS = {
 }
 
 
-@settings(max_examples=80)
+@settings(max_examples=examples(40))
 @given(data=st.data(), peers=st.integers(1, 24), seed=st.integers(0, 2**40))
 @pytest.mark.parametrize("name", TOPOLOGIES.names())
 def test_every_graph_is_connected_or_refused(name: str, data: st.DataObject, peers: int, seed: int) -> None:
@@ -38,7 +39,7 @@ def test_eight_peers_can_have_any_topology(name: str) -> None:
     assert TOPOLOGIES.build(name).graph(8, 1).number_of_nodes() == 8
 
 
-@settings(max_examples=100)
+@settings(max_examples=examples(50))
 @given(peers=st.integers(1, 16), p=st.floats(0.05, 1), seed=st.integers(0, 10**6), step=st.floats(0.01, 1))
 def test_the_mixing_matrix_is_symmetric_and_doubly_stochastic(peers: int, p: float, seed: int, step: float) -> None:
     graph = nx.gnp_random_graph(peers, p, seed=seed)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,7 +14,7 @@ LABELS = st.lists(st.integers(0, 9), min_size=1, max_size=120).map(lambda labels
 
 
 @pytest.mark.parametrize("name", PARTITIONS.names())
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(labels=LABELS, peers=st.integers(1, 20), seed=st.integers(0, 1000))
 def test_disjoint_sorted_nobody_empty_and_repeatable(name: str, labels: np.ndarray, peers: int, seed: int) -> None:
     partition = PARTITIONS.build(name)
@@ -34,7 +35,7 @@ def test_disjoint_sorted_nobody_empty_and_repeatable(name: str, labels: np.ndarr
 
 
 @given(alpha=st.floats(1e-3, 1e6), peers=st.integers(1, 30))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 def test_dirichlet_covers_for_any_alpha(alpha: float, peers: int) -> None:
     labels = np.arange(40, dtype=np.int64) % 4
     parts = PARTITIONS.build("dirichlet", {"alpha": alpha}).split(labels, peers, generator(0, "p"))
@@ -43,7 +44,7 @@ def test_dirichlet_covers_for_any_alpha(alpha: float, peers: int) -> None:
 
 
 @given(peers=st.integers(1, 12), classes=st.integers(1, 10), seed=st.integers(0, 99))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 def test_label_skew_keeps_to_its_classes(peers: int, classes: int, seed: int) -> None:
     labels = np.repeat(np.arange(10, dtype=np.int64), 30)
     parts = PARTITIONS.build("label-skew", {"classes_per_peer": classes}).split(labels, peers, generator(seed, "p"))
@@ -65,7 +66,7 @@ def test_dominant_classes_make_up_their_share() -> None:
 
 
 @given(share=st.floats(0, 1), width=st.integers(1, 12), peers=st.integers(1, 12))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 def test_dominant_at_any_share(share: float, width: int, peers: int) -> None:
     labels = np.repeat(np.arange(10, dtype=np.int64), 60)
     parts = PARTITIONS.build("dominant", {"share": share, "classes_per_peer": width}).split(

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from examples import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -237,7 +238,7 @@ def test_idx_cut_anywhere_is_bad_input(tmp_path: Path, pack: Callable[[bytes], b
     assert read_idx(file, 3).shape == (3, 4, 4)
 
 
-@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=examples(100), suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(raw=st.binary(max_size=64) | st.binary(max_size=40).map(lambda tail: b"\0\0\x08\x03" + tail))
 def test_idx_of_any_bytes_is_an_array_or_bad_input(tmp_path: Path, raw: bytes) -> None:
     (tmp_path / "any").write_bytes(raw)
@@ -294,7 +295,7 @@ def test_a_picture_cut_anywhere_is_refused_or_whole(tmp_path: Path, form: str) -
     assert kept < 40
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=examples(30), suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(place=st.floats(0, 1, exclude_max=True), byte=st.integers(0, 255))
 def test_parquet_with_a_changed_byte_loads_or_is_bad_input(tmp_path: Path, place: float, byte: int) -> None:
     file = tmp_path / "things.parquet"

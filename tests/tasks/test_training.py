@@ -7,6 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -136,7 +137,7 @@ def test_divergence_is_said_in_a_sentence() -> None:
     seed=st.integers(0, 5), peer=st.integers(0, 5), n=st.integers(1, 40), batch=st.integers(1, 50),
     local_steps=st.integers(1, 4),
 )  # fmt: skip
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 def test_batches_are_pure_and_without_replacement_in_an_epoch(
     seed: int, peer: int, n: int, batch: int, local_steps: int
 ) -> None:
