@@ -8,8 +8,6 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter
-from scipy.optimize import linear_sum_assignment
 
 __all__ = ["CAP", "Pictures", "clamped", "match", "psnr", "psnr_shifted", "relative_error", "ssim"]
 
@@ -67,6 +65,8 @@ def ssim(x: Pictures, truth: Pictures) -> NDArray[np.float64]:
 
 def match(guesses: Pictures, truths: Pictures) -> list[tuple[int, int]]:
     """Pairs (guess, truth), one to one, of least total squared error; as many as the fewer of the two has."""
+    from scipy.optimize import linear_sum_assignment  # late: half a second of every run that has no pictures to match
+
     guesses, truths = clamped(guesses), clamped(truths)
     cost = [np.square(truths - g).mean(axis=(1, 2, 3)) for g in guesses]
     rows, columns = linear_sum_assignment(np.array(cost).reshape(len(guesses), len(truths)))
@@ -91,4 +91,6 @@ def _ssim(x: NDArray[np.float64], y: NDArray[np.float64], border: int) -> float:
 
 
 def _blur(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    from scipy.ndimage import gaussian_filter  # as above
+
     return np.asarray(gaussian_filter(x, sigma=(0, 1.5, 1.5), radius=(0, 5, 5), mode="reflect"), np.float64)
