@@ -33,6 +33,7 @@ def audited(folder: Path, attack: str = "gram", **changes: Any) -> dict[str, Any
     return audit(folder, *open_run(folder), Choice(name=attack), "peer:0")
 
 
+@pytest.mark.slow
 def test_two_pictures_come_out_of_their_second_moments(tmp_path: Path) -> None:
     result = audited(tmp_path / "two")
     gains = [guess["gain"] for guess in result["guesses"]]

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 
 import anyio
 import anyio.lowlevel
+import pytest
 from anyio.abc import TaskGroup, TaskStatus
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
@@ -98,6 +99,7 @@ def play(main: Callable[[], Awaitable[None]]) -> None:
 BRISK = Limits(start=5.0, heartbeat=0.05, patience=60.0, flush=0.1, linger=0.1, settle=0.01)
 
 
+@pytest.mark.slow
 def test_a_flood_of_valid_bodies_neither_fills_the_memory_nor_drowns_the_others() -> None:
     flood = 4000
 

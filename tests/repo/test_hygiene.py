@@ -1,6 +1,7 @@
 """What must not stand in a file of this repository, checked where no linter looks."""
 
 import ast
+import functools
 import io
 import re
 import tokenize
@@ -33,6 +34,17 @@ def places(texts: dict[str, str], pattern: re.Pattern[str]) -> list[str]:
     return [f"{name}:{number}: {line.strip()[:120]}" for name, number, line in lines if pattern.search(line)]
 
 
+@functools.cache
+def parsed(text: str) -> ast.Module:
+    """Of a file that several tests look at."""
+    return ast.parse(text)
+
+
+@functools.cache
+def nodes(text: str) -> tuple[ast.AST, ...]:
+    return tuple(ast.walk(parsed(text)))
+
+
 def test_no_file_is_large(own_files: list[Path], root: Path) -> None:
     assert [str(file.relative_to(root)) for file in own_files if file.stat().st_size > LARGEST] == []
 
@@ -51,6 +63,7 @@ def test_what_installs_names_no_address(texts: dict[str, str]) -> None:
     assert places(installers, re.compile(r"--(extra-)?index-url|--find-links|--trusted-host")) == []
 
 
+@functools.cache
 def comments(text: str) -> dict[int, str]:
     """The comment of each line that has one."""
     tokens = tokenize.generate_tokens(io.StringIO(text).readline)
@@ -96,7 +109,7 @@ def test_every_broad_except_has_its_reason_beside_it(texts: dict[str, str]) -> N
     bare = []
     for name, text in python(texts):
         said = comments(text)
-        handlers = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ExceptHandler) and broad(node)]
+        handlers = [node for node in nodes(text) if isinstance(node, ast.ExceptHandler) and broad(node)]
         bare += [f"{name}:{each.lineno}" for each in handlers if not reasoned(said, each.lineno, MARKERS[1])]
     assert bare == []
 
@@ -111,7 +124,7 @@ def skips(tree: ast.Module) -> Iterator[int]:
 
 
 def test_every_skipped_test_says_why(texts: dict[str, str]) -> None:
-    assert [f"{name}:{line}" for name, text in python(texts) for line in skips(ast.parse(text))] == []
+    assert [f"{name}:{line}" for name, text in python(texts) for line in skips(parsed(text))] == []
 
 
 def imported(node: ast.AST) -> set[str]:
@@ -127,6 +140,6 @@ def test_nothing_is_unpickled_without_a_reason(texts: dict[str, str]) -> None:
     found = []
     for name, text in ((name, text) for name, text in python(texts) if not name.startswith("tests/")):
         said = comments(text)
-        lines = [node.lineno for node in ast.walk(ast.parse(text)) if imported(node) & picklers]
+        lines = [node.lineno for node in nodes(text) if imported(node) & picklers]
         found += [f"{name}:{line}" for line in lines if not reasoned(said, line)]
     assert found == []

@@ -33,11 +33,11 @@ from veilmesh.swarm import messages
     ("strategy", "codec", "noise"),
     [
         ("gossip", "dense", 0.0),
-        ({"name": "gossip", "step": 0.2}, "top-k", 1.0),
+        pytest.param({"name": "gossip", "step": 0.2}, "top-k", 1.0, marks=pytest.mark.slow),
         pytest.param("fedavg", "8-bit", 0.0, marks=pytest.mark.slow),
         ("secure-groups", "dense", 0.0),  # whatever the masks are, and they are drawn from the system over libp2p
         pytest.param("blind-proxy", "dense", 0.0, marks=pytest.mark.slow),
-        ({"name": "ring-all-reduce", "order": "drawn"}, "dense", 1.0),
+        pytest.param({"name": "ring-all-reduce", "order": "drawn"}, "dense", 1.0, marks=pytest.mark.slow),
     ],
 )
 def test_five_peers_give_the_same_bits_in_every_world(tmp_path: Path, strategy: Any, codec: str, noise: float) -> None:
