@@ -3,6 +3,7 @@
 import shlex
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -40,6 +41,14 @@ def broker(
         ),
     ] = None,
     prefix: Annotated[str, typer.Option("--prefix", help="The beginning of all topics.")] = "veilmesh",
+    limits: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--limit",
+            help="How much it takes: NAME=NUMBER, of message_bytes, inflight, queued_messages, queued_bytes (those "
+            "for each client) and connections; 4MiB is a number too. May be repeated.",
+        ),
+    ] = None,
     folder: Annotated[Path, typer.Option("--folder", help="Where its files are.")] = Path("broker"),
     embedded: Annotated[
         bool, typer.Option("--embedded", help="The one in pure Python, for this machine only.", show_default=False)
@@ -50,11 +59,14 @@ def broker(
 ) -> None:
     """Run a broker at which peers meet that cannot reach each other, until Ctrl-C. It need not be trusted."""
     from veilmesh.peer.brokers.mosquitto import known_users, write_configuration
-    from veilmesh.peer.brokers.settings import BrokerSettings
+    from veilmesh.peer.brokers.settings import BrokerSettings, Limits
 
+    bounds = Limits.asked(limits or ())
+    if embedded and bounds != replace(Limits(), connections=bounds.connections):
+        raise BadInput("The embedded broker bounds connections only; leave out the other limits or --embedded.")
     who = tuple(dict.fromkeys((*known_users(folder), *(users or ()))))
     chosen = _USUAL_PORTS[tls] if port is None else port
-    settings = BrokerSettings(listen, chosen, tls, tuple(names or ()), who, prefix)
+    settings = BrokerSettings(listen, chosen, tls, tuple(names or ()), who, prefix, bounds)
     if not write_only:
         _run(folder, settings, embedded)
     if embedded:
@@ -89,6 +101,7 @@ def _tell(folder: Path, settings: "BrokerSettings", protocol: str = "5") -> None
 
     shared = ["transport.name=mqtt", f"transport.broker={settings.place}"]
     shared += ["transport.tls=true", f"transport.ca={folder / AUTHORITY}"] if settings.tls else []
+    shared += [f"transport.chunk={settings.limits.chunk}"] if settings.limits.chunk < 1 << 20 else []
     shared += [f"transport.prefix={settings.prefix}"] if settings.prefix != "veilmesh" else []
     shared += [f"transport.protocol={protocol}"] if protocol != "5" else []
     own = [[f"transport.username={u}", f"transport.password_file={folder / USERS / u}"] for u in settings.users]

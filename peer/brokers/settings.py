@@ -8,25 +8,30 @@ peers run: it says only who may connect. Without users everybody may, so such a 
 import ipaddress
 import re
 import socket
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from typing import Final, Self
 
 import psutil
 
 from veilmesh.core import BadInput, RemoteError
 from veilmesh.crypto.identity import PeerId, public_key
+from veilmesh.peer.transports.mqtt_chunks import LEAST_CHUNK
 
 __all__ = ["BrokerSettings", "Limits", "is_loopback", "is_peer"]
 
 _USER: Final = re.compile(r"[A-Za-z0-9_@][A-Za-z0-9_.@\-]{0,127}", re.ASCII)
 _PREFIX: Final = re.compile(r"[A-Za-z0-9_.\-]+(/[A-Za-z0-9_.\-]+)*", re.ASCII)
 _NAME: Final = re.compile(r"[A-Za-z0-9.\-:_]{1,253}", re.ASCII)
+_AMOUNT: Final = re.compile(r"([0-9]{1,15})(KiB|MiB|GiB)?", re.ASCII)
+_UNITS: Final = {None: 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+_BESIDE_A_CHUNK: Final = 4096  # its head, its topic, MQTT's own
 _ANYWHERE: Final = frozenset({"0.0.0.0", "::"})
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much a broker takes. What it drops beyond, a peer says again.
+    """How much a broker takes. What it drops beyond, a peer says again. Raises BadInput: no mesh could use it.
 
     Args:
         message_bytes: of one message; above a peer's `transport.chunk` by 4 KiB or more.
@@ -35,11 +40,36 @@ class Limits:
         connections: at the same time.
     """
 
-    message_bytes: int = (1 << 20) + 4096
+    message_bytes: int = (1 << 20) + _BESIDE_A_CHUNK
     inflight: int = 64
     queued_messages: int = 10_000
     queued_bytes: int = 256 << 20
     connections: int = 512
+
+    def __post_init__(self) -> None:
+        if low := next((part.name for part in fields(self) if getattr(self, part.name) < 1), None):
+            raise BadInput(f"A broker with {low}=0 carries nothing; give it 1 or more.")
+        if not LEAST_CHUNK <= self.chunk < 1 << 28:
+            raise BadInput(f"message_bytes={self.message_bytes} is no use to a mesh; take 8KiB to 255MiB.")
+
+    @classmethod
+    def asked(cls, words: Iterable[str]) -> Self:
+        """From `NAME=NUMBER`, where a number may have KiB, MiB or GiB behind it. Raises BadInput."""
+        names, found = [part.name for part in fields(cls)], {}
+        for word in words:
+            name, _, amount = word.partition("=")
+            said = _AMOUNT.fullmatch(amount)
+            if name not in names or not said:
+                raise BadInput(
+                    f"{word!r} is no limit; write NAME=NUMBER, as in {names[0]}=4MiB, of {', '.join(names)}."
+                )
+            found[name] = int(said[1]) * _UNITS[said[2]]
+        return cls(**found)
+
+    @property
+    def chunk(self) -> int:
+        """The largest `transport.chunk`, in bytes, whose messages pass."""
+        return self.message_bytes - _BESIDE_A_CHUNK
 
 
 @dataclass(frozen=True, slots=True)

@@ -204,12 +204,12 @@ def test_what_is_too_large_does_not_arrive(tmp_path: Path) -> None:
             await b.subscribe(f"veilmesh/to/{B.peer}/+", qos=1)
             async with client(tmp_path, settings, timeout=1.0) as a:
                 with pytest.raises(aiomqtt.MqttError):
-                    await a.publish(topic, bytes(5001), qos=1)
+                    await a.publish(topic, bytes(8193), qos=1)
             async with client(tmp_path, settings) as a:
-                await a.publish(topic, bytes(5000), qos=1)
-            assert await heard(b, until=bytes(5000)) == [(topic, bytes(5000))]
+                await a.publish(topic, bytes(8192), qos=1)
+            assert await heard(b, until=bytes(8192)) == [(topic, bytes(8192))]
 
-    with running(tmp_path, limits=Limits(message_bytes=5000)) as settings:
+    with running(tmp_path, limits=Limits(message_bytes=8192)) as settings:
         run(lambda: scene(settings))
 
 

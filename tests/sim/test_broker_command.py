@@ -131,9 +131,23 @@ def test_it_writes_and_starts_nothing(tmp_path: Path) -> None:
     assert "--set transport.password_file=here/users/lab" in output
 
 
+def test_limits_are_written_and_told_to_peers(tmp_path: Path) -> None:
+    asked = ("--limit", "message_bytes=64KiB", "--limit", "connections=7")
+    with veilmesh(tmp_path, "broker", "--write-only", *asked) as process:
+        output = ended(process)
+    assert process.returncode == 0, output
+    written = (tmp_path / "broker" / "mosquitto.conf").read_text().splitlines()
+    assert {"message_size_limit 65536", "max_connections 7"} <= set(written)
+    assert f"--set transport.chunk={65536 - 4096}" in output
+
+
 def test_what_cannot_be_is_one_sentence(tmp_path: Path) -> None:
     assert "--user" in refused(tmp_path, "broker", "--listen", "0.0.0.0")
     assert "--tls" in refused(tmp_path, "broker", "--listen", "0.0.0.0", "--user", "lab")
+    assert "'many' is no limit" in refused(tmp_path, "broker", "--limit", "many")
+    assert "carries nothing" in refused(tmp_path, "broker", "--limit", "inflight=0")
+    assert "no use to a mesh" in refused(tmp_path, "broker", "--limit", "message_bytes=100")
+    assert "connections only" in refused(tmp_path, "broker", "--embedded", "--limit", "inflight=5")
     assert "knows no users" in refused(tmp_path, "broker", "--embedded", "--user", "lab")
     assert "transport.broker" in refused(tmp_path, "up", "--transport", "mqtt", "--set", "transport.tls=true")
 
