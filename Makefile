@@ -4,6 +4,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+CORES := $(shell getconf _NPROCESSORS_ONLN)
+# Tests that start processes wait a good part of their time: one more at a time than there are cores, up to four.
+WORKERS ?= $(shell echo $$(($(CORES) < 4 ? $(CORES) + 1 : 4)))
 
 .DEFAULT_GOAL := help
 .PHONY: help install system demo test test-all check lint types layers format reference bench-attacks bench-chain bench-codecs bench-crypto bench-defences bench-encrypted bench-mesh bench-smashed bench-split bench-transports fuzz clean FORCE
@@ -27,7 +30,7 @@ demo: install ## the main job: a mesh with a malicious peer, and its report in r
 	$(BIN)/veilmesh study run studies/demo.toml --out runs/demo
 
 test: check system ## lint, types, layers and every test but the slow ones
-	$(BIN)/pytest -n auto --maxprocesses 4 -m "not slow"
+	$(BIN)/pytest -n $(WORKERS) -m "not slow"
 
 # The slow ones are timed meshes and long fuzzing: they have the machine to themselves.
 test-all: export EXAMPLES = 150

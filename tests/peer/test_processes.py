@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator
 import msgspec
 import psutil
 import pytest
-from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -198,7 +197,7 @@ def ends() -> Iterator[tuple[socket.socket, Link]]:
         yield here, Link(there)
 
 
-@settings(max_examples=examples(50), deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(data=st.data(), messages=st.lists(st.integers(0, 9) | st.binary(max_size=40) | st.lists(st.text(max_size=5))))
 def test_messages_arrive_whole_however_they_are_cut(data: st.DataObject, messages: list[object]) -> None:
     packed = [msgspec.msgpack.encode(m) for m in messages]
