@@ -7,7 +7,7 @@ and when the connection is new. The receiver knows a chunk it has had, so nothin
 
 How long is long follows the slowest acknowledgement of late (as TCP does, RFC 6298): at a megabit a chunk takes
 seconds, and saying it again would only make it slower. Before anything was acknowledged, a line is taken for one of
-half a megabit. Every chunk that is said has a number, also one that is said
+a megabit that four share. Every chunk that is said has a number, also one that is said
 again, and the acknowledgement repeats it: so it is known which copy arrived, how long that copy took (what was lost
 before it tells nothing of the line: RFC 6298, section 3), and what went before it and did not arrive.
 """
@@ -20,7 +20,7 @@ from veilmesh.peer.transports.mqtt_chunks import AHEAD, Chunk, Piece
 __all__ = ["Window"]
 
 _FIRST_PATIENCE: Final = 2.0  # seconds without any acknowledgement before the oldest chunk is said again
-_SLOWEST: Final = 62_500  # bytes in a second that a line is given the time for before it has shown what it is
+_SLOWEST: Final = 31_250  # bytes in a second that a line is given the time for before it has shown what it is
 _LONGEST_PATIENCE: Final = 60.0
 _OVERTAKEN: Final = 3  # chunks said later that were acknowledged first: it was dropped, not delayed
 
