@@ -6,10 +6,10 @@ holds up its sender, not the broker's memory. A chunk is said again when chunks 
 and when the connection is new. The receiver knows a chunk it has had, so nothing arrives twice.
 
 How long is long follows the slowest acknowledgement of late (as TCP does, RFC 6298): at a megabit a chunk takes
-seconds, and saying it again would only make it slower. Before anything was acknowledged, a line is taken for one of
-a megabit that four share. Every chunk that is said has a number, also one that is said
-again, and the acknowledgement repeats it: so it is known which copy arrived, how long that copy took (what was lost
-before it tells nothing of the line: RFC 6298, section 3), and what went before it and did not arrive.
+seconds, and saying it again would only make it slower. Before anything was acknowledged, a line is taken for one of a
+megabit that four share. Every chunk that is said has a number, also one that is said again, and the acknowledgement
+repeats it: so it is known which copy arrived, how long that copy took (what was lost before it tells nothing of the
+line: RFC 6298, section 3), and what went before it and did not arrive.
 """
 
 from dataclasses import dataclass
