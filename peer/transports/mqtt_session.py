@@ -39,7 +39,11 @@ SESSION_SECONDS: Final = 3600  # how long the broker keeps a session whose peer 
 WILL_SECONDS: Final = 2  # a peer that is back sooner was never away
 FIRST_WAIT, LONGEST_WAIT = 0.1, 5.0
 FIRST_TRIES: Final = 5  # where a broker takes a peer in and breaks off, as an overloaded one does: some 3 s
-_AT_A_TIME: Final = 8  # publishes that the broker has not taken over yet
+# What is on its way to the broker, or from it, and was not acknowledged. About as much one way as the other: what
+# acknowledges waits behind what goes the same way, so on a slow line the greedier direction would stop the other. To
+# the broker it is counted in bytes: short messages must not take the place of chunks.
+_AT_A_TIME: Final = 8  # of the longest messages
+_INCOMING: Final = 24  # messages, short ones too
 _QUEUED: Final = 4096  # messages that wait to be looked at; what a flood adds beyond is left to be said again
 _JITTER: Final = random.SystemRandom()
 _SILENT: Final = logging.Logger("veilmesh.mqtt", logging.CRITICAL)  # a broken connection is not news on a terminal
@@ -57,6 +61,29 @@ class Hooks:
     published: Callable[[str, bytes], None] = lambda topic, payload: None  # told of what is handed to the broker
 
 
+class _Room:
+    """Room for so many bytes, in order of arrival; one alone may be longer."""
+
+    def __init__(self, octets: int) -> None:
+        self._octets = octets
+        self._held = 0
+        self._turn = anyio.Lock(fast_acquire=True)
+        self._left = anyio.Event()
+
+    async def enter(self, size: int) -> None:
+        """Wait for room for `size` bytes, and take it."""
+        async with self._turn:
+            while self._held and self._held + size > self._octets:
+                await self._left.wait()
+            self._held += size
+
+    def leave(self, size: int) -> None:
+        """Give it back."""
+        self._held -= size
+        self._left.set()
+        self._left = anyio.Event()
+
+
 class Session:
     """The connection of one opening of a transport.
 
@@ -68,7 +95,7 @@ class Session:
     def __init__(self, broker: Broker, client: str, hooks: Hooks, traffic: Traffic) -> None:
         self._broker, self._name, self._hooks, self._traffic = broker, client, hooks, traffic
         self._client: aiomqtt.Client | None = None
-        self._slots = anyio.Semaphore(_AT_A_TIME, fast_acquire=True)
+        self._outgoing = _Room(_AT_A_TIME * broker.packet_bytes)
         self._up = anyio.Event()
         self._pending: set[anyio.CancelScope] = set()
         self._tls = broker.context()
@@ -111,7 +138,7 @@ class Session:
     async def publish_soon(self, topic: str, payload: bytes, tasks: anyio.abc.TaskGroup) -> None:
         """As `publish`, in a task of its own: returns at once while few are on their way, and else waits for one."""
         await self.connected()
-        await self._slots.acquire()
+        await self._outgoing.enter(len(payload))
         tasks.start_soon(self._publish_and_release, topic, payload)
 
     async def connected(self) -> None:
@@ -132,7 +159,7 @@ class Session:
         try:
             await self.publish(topic, payload)
         finally:
-            self._slots.release()
+            self._outgoing.leave(len(payload))
 
     async def _connection(self, task_status: anyio.abc.TaskStatus[None]) -> None:
         """One connection, until it breaks. Raises as aiomqtt does."""
@@ -216,6 +243,7 @@ def _protocol(aiomqtt: Any, broker: Broker, *, first: bool) -> dict[str, Any]:
     said = _properties("CONNECT")
     said.SessionExpiryInterval = SESSION_SECONDS
     said.MaximumPacketSize = broker.packet_bytes
+    said.ReceiveMaximum = _INCOMING
     return {"protocol": aiomqtt.ProtocolVersion.V5, "clean_start": first, "properties": said}
 
 
