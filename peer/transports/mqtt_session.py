@@ -42,8 +42,8 @@ FIRST_TRIES: Final = 5  # where a broker takes a peer in and breaks off, as an o
 # What is on its way to the broker, or from it, and was not acknowledged. About as much one way as the other: what
 # acknowledges waits behind what goes the same way, so on a slow line the greedier direction would stop the other. To
 # the broker it is counted in bytes: short messages must not take the place of chunks.
-_AT_A_TIME: Final = 8  # of the longest messages
-_INCOMING: Final = 24  # messages, short ones too
+_AT_A_TIME: Final = 12  # of the longest messages
+_INCOMING: Final = 12  # messages, short ones too
 _QUEUED: Final = 4096  # messages that wait to be looked at; what a flood adds beyond is left to be said again
 _JITTER: Final = random.SystemRandom()
 _SILENT: Final = logging.Logger("veilmesh.mqtt", logging.CRITICAL)  # a broken connection is not news on a terminal
