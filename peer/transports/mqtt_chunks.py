@@ -145,15 +145,11 @@ def _checksum(head: bytes, data: bytes | memoryview) -> bytes:
 
 
 class _Partial:
-    """A frame of which something is missing: every chunk is put to its place as it comes, and nothing twice.
-
-    The memory of what has not come is not touched, whatever size a sender names.
-    """
+    """A frame of which something is missing: every chunk is put to its place as it comes, and nothing twice."""
 
     def __init__(self, size: int, count: int, step: int) -> None:
         self.shape = (size, count, step)
         self.missing = count
-        self.held = 0
         self._have = bytearray(count)
         self._whole = io.BytesIO(bytes(size))
 
@@ -165,7 +161,6 @@ class _Partial:
         self._whole.seek(chunk.index * chunk.step)
         self._whole.write(chunk.data)
         self.missing -= 1
-        self.held += len(chunk.data)
 
     def whole(self) -> bytes:
         """The frame, without another copy (CPython's BytesIO hands out what it wrote to)."""
@@ -177,7 +172,7 @@ class Reassembly:
 
     Args:
         max_frame: the longest frame put together, in bytes.
-        max_held: how many bytes of unfinished frames are kept; a first one may be of any size up to `max_frame`.
+        max_held: how many bytes unfinished frames may take; a first one may be of any size up to `max_frame`.
     """
 
     def __init__(self, max_frame: int = MAX_FRAME, max_held: int = MAX_FRAME) -> None:
@@ -189,8 +184,13 @@ class Reassembly:
 
     @property
     def held(self) -> int:
-        """How many bytes wait for the rest of their frames."""
-        return sum(partial.held for partial in self._partial.values())
+        """How many bytes unfinished frames take: their whole size, from their first chunk on."""
+        return sum(partial.shape[0] for partial in self._partial.values())
+
+    def needs(self, chunk: Chunk) -> int:
+        """How many bytes more `chunk` would have this take."""
+        known = chunk.frame in self._partial or chunk.frame in self._done or chunk.frame < self._low
+        return 0 if known or chunk.count == 1 else chunk.size
 
     def take(self, chunk: Chunk) -> bytes | None:
         """The frame that `chunk` completes, if it does. What returns is to be acknowledged, new or not.

@@ -59,7 +59,7 @@ class Senders:
 
     Args:
         max_frame: the longest frame of those that were introduced, in bytes.
-        octets: how many bytes of unfinished frames of all of them are kept; one sender, the first, always has room.
+        octets: how many bytes unfinished frames of all of them may take; one sender, the first, always has room.
     """
 
     def __init__(self, max_frame: int, octets: int) -> None:
@@ -71,7 +71,7 @@ class Senders:
 
     @property
     def held(self) -> int:
-        """Bytes of unfinished frames."""
+        """Bytes that unfinished frames take."""
         return sum(sender.reassembly.held for sender in self._senders.values())
 
     def __len__(self) -> int:
@@ -85,7 +85,7 @@ class Senders:
         if who not in self.known and (chunk.count > 1 or chunk.size > STRANGERS_FRAME):
             raise RemoteError(Refusal.OVERSIZED, "a stranger's frame")
         sender = self._sender(who, chunk.source)
-        if chunk.count > 1 and not self._has_room(sender, len(chunk.data)):
+        if not self._has_room(sender, sender.reassembly.needs(chunk)):
             raise RemoteError(Refusal.OVERSIZED, "too many unfinished frames")
         frame = sender.reassembly.take(chunk)
         sender.note(chunk)
@@ -121,7 +121,7 @@ class Senders:
             del self._senders[who]
 
     def _has_room(self, sender: _Sender, size: int) -> bool:
-        if self.held + size <= self._octets:
+        if not size or self.held + size <= self._octets:
             return True
-        first = next(other for other in self._senders.values() if other.reassembly.held)
+        first = next((other for other in self._senders.values() if other.reassembly.held), sender)
         return first is sender  # so that somebody's frame gets finished

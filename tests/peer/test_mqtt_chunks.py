@@ -116,11 +116,23 @@ def test_numbers_that_do_not_fit_are_refused_before_anything_is_kept(wrong: dict
 def test_what_its_sender_gave_up_is_forgotten() -> None:
     reassembly = Reassembly()
     reassembly.take(one())
-    assert reassembly.held == 1000
+    assert reassembly.held == 2000
     assert reassembly.take(one(low=1, frame=1, size=3, count=1, data=b"abc")) == b"abc"
     assert reassembly.held == 0
     assert reassembly.take(one(index=1)) is None  # of the frame given up: known, and not begun again
     assert reassembly.held == 0
+
+
+def test_a_size_that_is_only_named_takes_room() -> None:
+    """Room is made for a whole frame when its first chunk comes, so a few short chunks must not name many long ones."""
+    reassembly = Reassembly(max_frame=4096, max_held=4096)
+    for frame in (0, 1):
+        assert reassembly.take(one(frame=frame)) is None
+    with pytest.raises(RemoteError) as refused:
+        reassembly.take(one(frame=2))
+    assert refused.value.refusal is Refusal.OVERSIZED
+    assert reassembly.take(one(index=1)) == bytes(2000)
+    assert reassembly.take(one(frame=2)) is None
 
 
 def test_strangers_may_say_little_and_many_of_them_take_no_more_room() -> None:
