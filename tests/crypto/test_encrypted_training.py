@@ -71,6 +71,7 @@ def accuracy(head: Head, weights: Floats, bias: Floats, x: Floats, labels: NDArr
     return float(((head.features(x) @ weights + bias).argmax(1) == labels).mean())
 
 
+@pytest.mark.slow
 def test_digits_are_learnt_as_in_clear() -> None:
     x, labels = digits()
     train, keys, steps = slice(0, 1400), LinearKeys.generate(), 120

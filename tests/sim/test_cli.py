@@ -176,6 +176,7 @@ def test_a_view_that_was_not_kept_cannot_be_attacked(finished: Path) -> None:
     assert (finished / "summary.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_run_written_over_another_keeps_nothing_of_it(tmp_path: Path) -> None:
     """Peers of simulated runs have the same names: the transcript of the run before would be taken for this one's."""
     options = ["--out", "run", "--set", "world=virtual", "--set", "rounds=1", "--peers", "3"]

@@ -54,6 +54,7 @@ def test_with_nobody_to_outvote_it_is_fedavg(lab: Any) -> None:
     np.testing.assert_allclose(hidden.models()[0], star.models()[0], atol=3e-4)
 
 
+@pytest.mark.slow
 def test_what_is_cut_or_rounded_is_said_later(lab: Any) -> None:
     coarse = lab.build(5, **BREA, options={"f": 0, "reach": 1.0, "levels": 3}, rounds=60).start().settle()
     centre = np.mean([player.target for player in coarse.players.values()], axis=0)

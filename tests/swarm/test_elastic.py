@@ -146,6 +146,7 @@ def test_one_who_comes_at_the_very_end_ends_with_the_others() -> None:
     assert {life.outcome.reason for life in mesh.lives.values()} == {"finished"}
 
 
+@pytest.mark.slow
 def test_churn_without_a_stall_in_flat_memory() -> None:
     """Sixteen peers, of whom every fifth round one dies and another comes."""
     mesh, sizes = Living(peers(16), rounds=100_000).run(1.0), []
