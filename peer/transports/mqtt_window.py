@@ -6,10 +6,11 @@ holds up its sender, not the broker's memory. A chunk is said again when chunks 
 and when the connection is new. The receiver knows a chunk it has had, so nothing arrives twice.
 
 How long is long follows the slowest acknowledgement of late (as TCP does, RFC 6298): at a megabit a chunk takes
-seconds, and saying it again would only make it slower. Before anything was acknowledged, a line is taken for one of a
-megabit that four share. Every chunk that is said has a number, also one that is said again, and the acknowledgement
-repeats it: so it is known which copy arrived, how long that copy took (what was lost before it tells nothing of the
-line: RFC 6298, section 3), and what went before it and did not arrive.
+seconds, and saying it again would only make it slower. What is short comes through sooner, so a long chunk is given as
+much more as bytes have taken of late; before anything was acknowledged, as at a megabit that four share. Every chunk
+that is said has a number, also one that is said again, and the acknowledgement repeats it: so it is known which copy
+arrived, how long that copy took (what was lost before it tells nothing of the line: RFC 6298, section 3), and what went
+before it and did not arrive.
 """
 
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ __all__ = ["Window"]
 
 _FIRST_PATIENCE: Final = 2.0  # seconds without any acknowledgement before the oldest chunk is said again
 _SLOWEST: Final = 31_250  # bytes in a second that a line is given the time for before it has shown what it is
+_TELLING: Final = 1 << 14  # bytes of a chunk that shows how long a byte takes; what is shorter may have slipped through
 _LONGEST_PATIENCE: Final = 60.0
 _OVERTAKEN: Final = 3  # chunks said later that were acknowledged first: it was dropped, not delayed
 
@@ -72,7 +74,7 @@ class Window:
         self._order = 0
         self._patience = self._usual = _FIRST_PATIENCE
         self._due = 0.0
-        self._measured = False  # something was acknowledged
+        self._pace = 1 / _SLOWEST  # seconds that a byte takes, waiting included, at the slowest of late
         self.repeated = 0  # chunks that were said again
 
     def __len__(self) -> int:
@@ -131,10 +133,14 @@ class Window:
                 since = said.at if order >= said.order else said.first
             elif (since := self._again.pop(key, -1.0)) < 0:
                 continue
-            newest, self._measured = max(newest, min(order, self._order)), True
+            newest = max(newest, min(order, self._order))
             self._usual = min(_LONGEST_PATIENCE, max(_FIRST_PATIENCE, 0.9 * self._usual, 2 * (now - since)))
-            self._patience, self._due = self._usual, now + self._usual
+            if (size := len(self._piece(key))) >= _TELLING:
+                self._pace = max(0.9 * self._pace, (now - since) / size)
+            self._patience = self._usual
             self._arrived(frame)
+        if newest >= 0 and self._flight:
+            self._due = now + self._patience + self._crossing(next(iter(self._flight)))
         self._overtaken_by(newest)
 
     def resume(self) -> None:
@@ -169,14 +175,14 @@ class Window:
             oldest = next(iter(self._flight))
             self._say_again([oldest])
             self._patience = min(_LONGEST_PATIENCE, 2 * self._patience)
-            self._due = now + self._patience + self._slow_start(len(self._piece(oldest)))
+            self._due = now + self._patience + self._crossing(oldest)
 
     def _put(self, key: _Key, now: float, first: float) -> Chunk:
         number, index = key
         frame = self._frames[number]
         data = self._piece(key)
         if not self._flight and first == now:
-            self._due = now + self._patience + self._slow_start(len(data))
+            self._due = now + self._patience + self._crossing(key)
         self._flight[key] = _Said(self._order, now, first)
         self._order += 1
         low, order = next(iter(self._frames)), self._order - 1
@@ -187,6 +193,6 @@ class Window:
         begin = index * self._chunk_bytes
         return memoryview(self._frames[number].data)[begin : begin + self._chunk_bytes]
 
-    def _slow_start(self, size: int) -> float:
-        """Seconds more for a chunk of `size` bytes, while nothing is known of the line."""
-        return 0.0 if self._measured else size / _SLOWEST
+    def _crossing(self, key: _Key) -> float:
+        """Seconds that a chunk's bytes take."""
+        return min(_LONGEST_PATIENCE, self._pace * len(self._piece(key)))
