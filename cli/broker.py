@@ -3,7 +3,6 @@
 import shlex
 import signal
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -61,12 +60,9 @@ def broker(
     from veilmesh.peer.brokers.mosquitto import known_users, write_configuration
     from veilmesh.peer.brokers.settings import BrokerSettings, Limits
 
-    bounds = Limits.asked(limits or ())
-    if embedded and bounds != replace(Limits(), connections=bounds.connections):
-        raise BadInput("The embedded broker bounds connections only; leave out the other limits or --embedded.")
     who = tuple(dict.fromkeys((*known_users(folder), *(users or ()))))
     chosen = _USUAL_PORTS[tls] if port is None else port
-    settings = BrokerSettings(listen, chosen, tls, tuple(names or ()), who, prefix, bounds)
+    settings = BrokerSettings(listen, chosen, tls, tuple(names or ()), who, prefix, Limits.asked(limits or ()))
     if not write_only:
         _run(folder, settings, embedded)
     if embedded:
@@ -79,8 +75,11 @@ def broker(
 def _run(folder: Path, settings: "BrokerSettings", embedded: bool) -> NoReturn:
     """Start it, and watch it. Raises BadInput if it ends by itself, and typer.Exit when it is to end."""
     from veilmesh.peer.brokers.process import LOG, BrokerProcess, broker_command, uses_embedded
+    from veilmesh.peer.brokers.settings import Limits
 
     embedded = embedded or uses_embedded()
+    if embedded and settings.limits != Limits(connections=settings.limits.connections):
+        raise BadInput("The embedded broker bounds connections only; install mosquitto, or leave out other limits.")
     command = broker_command(folder, settings, embedded=embedded)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service is ended by it: as by Ctrl-C
     with BrokerProcess(command, (settings.door, settings.port), folder / LOG) as running:

@@ -17,7 +17,6 @@ from veilmesh.sim.scenario import Choice
 __all__ = ["with_broker"]
 
 _OF_ANOTHER: Final = ("tls", "ca", "username", "password_file")
-_HEADERS: Final = 4096  # of a chunk and its message, and room
 
 
 @contextmanager
@@ -37,7 +36,7 @@ def with_broker(cast: Cast, folder: Path) -> Iterator[tuple[Cast, OwnBroker | No
         raise BadInput(
             f"transport.{given[0]} is for a broker that others run; say which by transport.broker, or leave it out."
         )
-    with own_broker(folder / "broker", kind.prefix, Limits(message_bytes=kind.chunk + _HEADERS)) as own:
+    with own_broker(folder / "broker", kind.prefix, Limits.for_chunks(kind.chunk)) as own:
         scenario = cast.scenario.model_copy(update={"transport": _reached(choice, own)})
         yield replace(cast, scenario=scenario), own
 

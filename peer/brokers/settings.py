@@ -53,6 +53,11 @@ class Limits:
             raise BadInput(f"message_bytes={self.message_bytes} is no use to a mesh; take 8KiB to 255MiB.")
 
     @classmethod
+    def for_chunks(cls, chunk: int) -> Self:
+        """As usual, but for messages that carry `chunk` bytes of a frame."""
+        return cls(message_bytes=chunk + _BESIDE_A_CHUNK)
+
+    @classmethod
     def asked(cls, words: Iterable[str]) -> Self:
         """From `NAME=NUMBER`, where a number may have KiB, MiB or GiB behind it. Raises BadInput."""
         names, found = [part.name for part in fields(cls)], {}

@@ -18,11 +18,12 @@ from veilmesh.peer.machine import PeerId
 from veilmesh.peer.transports.base import Arrival, Traffic, Transport
 from veilmesh.peer.transports.bridge_guest import Errand, Guest
 from veilmesh.peer.transports.groups import only
+from veilmesh.peer.transports.wrapped import Wrapped
 
 __all__ = ["Elsewhere", "added"]
 
 
-class Elsewhere:
+class Elsewhere(Wrapped):
     """`inner`, which runs on asyncio, as a transport on trio.
 
     Args:
@@ -30,7 +31,7 @@ class Elsewhere:
     """
 
     def __init__(self, inner: Transport) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._guest: Guest | None = None
         self._errands: set[Errand] = set()
         self._lost = 0
@@ -38,17 +39,7 @@ class Elsewhere:
     @property
     def traffic(self) -> Traffic:
         """The counters of the transport itself, and what was sent while it was closed."""
-        return added(self._inner.traffic, Traffic(lost_frames=self._lost))
-
-    @property
-    def address(self) -> str:
-        """Of the transport itself."""
-        return self._inner.address
-
-    @property
-    def protections(self) -> dict[str, str]:
-        """Of the transport itself."""
-        return self._inner.protections
+        return added(super().traffic, Traffic(lost_frames=self._lost))
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[AsyncIterator[Arrival]]:
@@ -76,7 +67,7 @@ class Elsewhere:
     def introduce(self, addresses: dict[PeerId, str]) -> None:
         """Tell where the others are. Raises BadInput: one is no address of its peer."""
         if self._guest is None:
-            self._inner.introduce(addresses)
+            super().introduce(addresses)
         else:
             self._guest.introduce(addresses)
 

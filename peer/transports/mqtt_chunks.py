@@ -158,7 +158,7 @@ class _Partial:
         if self._have[chunk.index]:
             return
         self._have[chunk.index] = 1
-        self._whole.seek(chunk.index * chunk.step)
+        self._whole.seek(chunk.index * self.shape[-1])
         self._whole.write(chunk.data)
         self.missing -= 1
 
@@ -211,12 +211,12 @@ class Reassembly:
         return self._add(chunk)
 
     def _add(self, chunk: Chunk) -> bytes | None:
-        partial = self._partial.get(chunk.frame)
+        partial, shape = self._partial.get(chunk.frame), (chunk.size, chunk.count, chunk.step)
         if partial is None:
             if self._partial and self.held + chunk.size > self.max_held:
                 raise RemoteError(Refusal.OVERSIZED, "too many unfinished frames")
-            partial = self._partial[chunk.frame] = _partial(chunk)
-        if partial.shape != (chunk.size, chunk.count, chunk.step):
+            partial = self._partial[chunk.frame] = _partial(*shape)
+        if partial.shape != shape:
             raise RemoteError(Refusal.MALFORMED, "two chunks of a frame disagree on its size")
         partial.put(chunk)
         if partial.missing:
@@ -236,11 +236,11 @@ class Reassembly:
         self._partial = {frame: partial for frame, partial in self._partial.items() if frame >= low}
 
 
-def _partial(chunk: Chunk) -> _Partial:
+def _partial(size: int, count: int, step: int) -> _Partial:
     try:
-        return _Partial(chunk.size, chunk.count, chunk.step)
+        return _Partial(size, count, step)
     except MemoryError:
-        raise RemoteError(Refusal.OVERSIZED, f"no memory for a frame of {chunk.size} bytes") from None
+        raise RemoteError(Refusal.OVERSIZED, f"no memory for a frame of {size} bytes") from None
 
 
 def _from(frames: Iterable[int], low: int) -> set[int]:

@@ -5,7 +5,7 @@ import ssl
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import anyio
 import anyio.abc
 import pytest
 from brokers import TestBroker, broker, needs_embedded, needs_mosquitto, tls_files
-from meddler import meddler
+from meddler import copied, meddler
 
 from veilmesh.core import BadInput
 from veilmesh.crypto.identity import Identity
@@ -352,11 +352,6 @@ async def breaking_off(port: int, times: int) -> AsyncIterator[str]:
     listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
     broken = 0
 
-    async def copy(one: anyio.abc.SocketStream, other: anyio.abc.SocketStream) -> None:
-        with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
-            async for data in one:
-                await other.send(data)
-
     async def serve(client: anyio.abc.SocketStream) -> None:
         nonlocal broken
         async with client:
@@ -366,9 +361,8 @@ async def breaking_off(port: int, times: int) -> AsyncIterator[str]:
                 await client.send(bytes.fromhex("20020000"))  # welcome (MQTT 3.1.1, 3.2)
                 return
             async with await anyio.connect_tcp("127.0.0.1", port) as it, anyio.create_task_group() as both:
-                both.start_soon(copy, client, it)
-                await copy(it, client)
-                both.cancel_scope.cancel()
+                both.start_soon(copied, client, it, both.cancel_scope)
+                await copied(it, client, both.cancel_scope)
 
     async with listener, anyio.create_task_group() as tasks:
         tasks.start_soon(listener.serve, serve)

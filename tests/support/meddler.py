@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 import anyio
 import anyio.abc
 
-__all__ = ["Fate", "meddler"]
+__all__ = ["Fate", "copied", "meddler"]
 
 Fate = Callable[[bytes], Iterable[bytes]]
 """What becomes of a PUBLISH packet on its way from the broker to a peer: the packets that are sent instead."""
@@ -21,7 +21,7 @@ async def meddler(port: int, fate: Fate) -> AsyncIterator[str]:
 
     async def serve(client: anyio.abc.SocketStream) -> None:
         async with client, await anyio.connect_tcp("127.0.0.1", port) as broker, anyio.create_task_group() as both:
-            both.start_soon(_copy, client, broker, both.cancel_scope)
+            both.start_soon(copied, client, broker, both.cancel_scope)
             await _packets(broker, client, fate)
             both.cancel_scope.cancel()
 
@@ -31,7 +31,8 @@ async def meddler(port: int, fate: Fate) -> AsyncIterator[str]:
         tasks.cancel_scope.cancel()
 
 
-async def _copy(source: anyio.abc.SocketStream, to: anyio.abc.SocketStream, scope: anyio.CancelScope) -> None:
+async def copied(source: anyio.abc.SocketStream, to: anyio.abc.SocketStream, scope: anyio.CancelScope) -> None:
+    """Carry what comes until either end closes, and then cancel `scope`."""
     try:
         async for data in source:
             await to.send(data)
